@@ -1,0 +1,172 @@
+"""The recipe: one TOML file that describes a whole run. Every field has its unit and its help in one place, here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from prunus.errors import InvalidBudget, RecipeError
+from prunus.types import Budget
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(_Section):
+    """Which network."""
+
+    source: str = Field(description="torchvision:NAME, timm:NAME, cifar:resnet20 ... resnet56, or path/to/file.py:function")
+    weights: str | None = Field(None, description="file of weights, .safetensors or .pt (read without pickle); none: random")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the network's constructor")
+
+
+class DataConfig(_Section):
+    """Which images."""
+
+    source: str = Field("digits", description="digits, folder:PATH (or a .zip), fake:CxHxWxCLASSES, or path/to/file.py:function")
+    image_size: int | None = Field(None, ge=1, description="pixels, height and width of the network's input; none: as stored")
+    batch_size: int = Field(64, ge=1, description="images per training step")
+    eval_batch_size: int = Field(256, ge=1, description="images per evaluation step")
+    workers: int = Field(0, ge=0, description="decoding processes")
+    augment: Literal["none", "shift", "crop-flip", "resized-crop-flip"] = Field(
+        "none", description="shift: +-1 pixel; crop-flip: 4 pixels of padding (CIFAR); resized-crop-flip: ImageNet's"
+    )
+    mean: tuple[float, ...] | None = Field(None, description="per-channel mean of the input, 0..1 pixels; none: the source's")
+    std: tuple[float, ...] | None = Field(None, description="per-channel standard deviation; none: the source's")
+    validation_fraction: float = Field(0.1, gt=0, lt=1, description="share of the training images held out where no split is given")
+    train_limit: int | None = Field(None, ge=1, description="use only so many training images (seeded, per class)")
+
+
+class OptimizerConfig(_Section):
+    """One training phase."""
+
+    epochs: int = Field(10, ge=0, description="passes over the training images")
+    lr: float = Field(0.05, gt=0, description="peak learning rate")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (with Nesterov momentum) or adamw")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="on weights only: never on biases and norm parameters")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up in front of the cosine")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross entropy")
+    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
+
+
+class PruneConfig(_Section):
+    """What to remove."""
+
+    budget: dict[str, float | int | str] = Field(
+        default_factory=lambda: {"macs": 0.5},
+        description="macs, parameters, channels, activation_bytes: a float in (0, 1] is the kept fraction, else absolute",
+    )
+    criterion: str = Field("taylor", description="a name that `prunus criteria` lists")
+    criterion_options: dict[str, Any] = Field(default_factory=dict, description="options of the criterion")
+    allocator: str = Field("global", description="uniform or global")
+    rounds: int = Field(1, ge=1, description="iterative pruning: so many rounds of prune + fine-tune, geometric in the budget")
+    keep: tuple[str, ...] = Field((), description="module or parameter names, or globs, that are never pruned")
+    mixing: Literal["allow", "freeze"] = Field("allow", description="groups whose statistics change with the width")
+    min_channels: int = Field(1, ge=1, description="channels that every group keeps at least")
+    multiple_of: int = Field(1, ge=1, description="layer widths are multiples of this")
+    max_pruning_ratio: float = Field(0.95, gt=0, le=1, description="largest share that any group loses")
+    tolerance: float = Field(0.01, ge=0, lt=1, description="how far below the budget the plan may stay, as a share of it")
+    batches: int = Field(8, ge=1, description="training batches that a data-driven criterion sees")
+
+    def to_budget(self) -> Budget:
+        """The `prunus.Budget` of this section."""
+        limits = self.model_dump(include={"min_channels", "multiple_of", "max_pruning_ratio", "tolerance"})
+        return Budget(**cast("dict[str, Any]", self.budget), **limits)
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _read_budget(cls, value: Any) -> Any:
+        """Accept the command line's ``macs=0.5,parameters=1M`` beside a table."""
+        return dict(Budget.parse(value).targets) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> PruneConfig:
+        try:
+            self.to_budget()
+        except (InvalidBudget, TypeError) as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class RecoverConfig(OptimizerConfig):
+    """Between surgery and the final accuracy: BN recalibration, then fine-tuning."""
+
+    epochs: int = Field(10, ge=0, description="epochs of fine-tuning after every round")
+    lr: float = Field(0.02, gt=0, description="peak learning rate of fine-tuning")
+    recalibrate_batches: int = Field(32, ge=0, description="training batches that re-estimate BN statistics; 0: none")
+
+
+class ExportConfig(_Section):
+    """What is written and measured at the end."""
+
+    onnx: bool = Field(True, description="write small.onnx and check it against onnxruntime")
+    latency_runs: int = Field(30, ge=3, description="timed runs of each network, alternating; the median is reported")
+    threads: int = Field(1, ge=1, description="CPU threads while timing")
+
+
+class Recipe(_Section):
+    """A whole run: load or train, prune, recover, evaluate, export, report."""
+
+    name: str = Field("run", pattern=r"^[\w.-]+$", description="name of the run, in the report's header")
+    seed: int = Field(0, ge=0, description="of everything random")
+    model: ModelConfig
+    data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
+    train: OptimizerConfig = Field(default=OptimizerConfig(epochs=0), description="training before pruning; epochs = 0: none")  # pyright: ignore[reportCallIssue]
+    prune: PruneConfig = PruneConfig()  # pyright: ignore[reportCallIssue]
+    recover: RecoverConfig = RecoverConfig()  # pyright: ignore[reportCallIssue]
+    export: ExportConfig = ExportConfig()  # pyright: ignore[reportCallIssue]
+
+
+def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe; ``overrides`` are ``section.field=value`` strings, the value in TOML syntax or bare text.
+
+    Raises:
+        RecipeError: the file is missing or isn't TOML, a field is unknown or has a wrong value. The message names the field.
+    """
+    path = Path(path)
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe at {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{path} can't be read as TOML: {error}") from None
+    for item in overrides or []:
+        _override(tree, item)
+    return parse_recipe(tree, str(path))
+
+
+def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Check a nested dict against the schema; see `load_recipe`."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"{where}: {problems}") from None
+
+
+def _override(tree: dict[str, Any], item: str) -> None:
+    dotted, sep, raw = item.partition("=")
+    if not sep or not dotted.strip():
+        raise RecipeError(f"can't read --set {item!r}: write section.field=value, e.g. --set prune.criterion=l1")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    *parents, leaf = dotted.strip().split(".")
+    node = tree
+    for part in parents:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"--set {item!r}: {part} is a value, not a section")
+        node = cast("dict[str, Any]", child)
+    node[leaf] = value

@@ -1,0 +1,42 @@
+"""A group's weights as matrices: the layout (transposed, grouped, flattened, tied) is normalised here, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunus.types import ChannelGroup, GroupMember, NormAffine, Role
+
+
+class GroupView:
+    """What a criterion sees of one group. ``tensors`` maps parameter and buffer names to values (weights, or their gradients)."""
+
+    def __init__(self, group: ChannelGroup, tensors: Mapping[str, Tensor], norms: tuple[NormAffine, ...] = ()) -> None:
+        self.group = group
+        self._tensors = tensors
+        self._norms = norms
+
+    def matrix(self, member: GroupMember, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The slices of one member, a row for each channel: (num_channels, n)."""
+        source = (self._tensors if tensors is None else tensors)[member.parameter_axis.parameter].detach()
+        rows = source.movedim(member.parameter_axis.axis, 0).flatten(1) if source.ndim > 1 else source.unsqueeze(1)
+        positions = member.positions.to(source.device)
+        return rows[positions.reshape(-1)].reshape(len(positions), -1)
+
+    def matrices(self, *roles: Role) -> list[Tensor]:
+        """Matrices (num_channels, n) of the weights (two or more axes) with these roles; biases and norm vectors are left out."""
+        members = self.group.with_role(*roles)
+        return [self.matrix(m) for m in members if self._tensors[m.parameter_axis.parameter].ndim > 1]
+
+    def norm_scales(self) -> list[Tensor]:
+        """Scale (gamma) of every normalisation layer on the group's channels: each (num_channels, n)."""
+        names = {norm.scale for norm in self._norms}
+        return [self.matrix(m) for m in self.group.with_role("scales") if m.parameter_axis.parameter in names]
+
+
+def group_sum(group: ChannelGroup, member: GroupMember, values: Tensor) -> Tensor:
+    """Sum of ``values`` (shaped like the member's parameter) over each channel's slices: (num_channels,)."""
+    along = values.movedim(member.parameter_axis.axis, 0).flatten(1).sum(1) if values.ndim > 1 else values
+    return along[member.positions.to(values.device)].sum(1).to(torch.get_default_dtype() if not values.is_floating_point() else values.dtype)

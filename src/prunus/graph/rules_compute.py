@@ -1,0 +1,160 @@
+"""Rules for convolutions and matrix products: channels are read along one axis of the weight and written along the other."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+from prunus.graph.labels import LabelVector
+from prunus.graph.op_call import OpCall
+
+_FIXED_INPUT = "read by a weight whose width is fixed"
+
+
+def embedding(op: OpCall) -> None:
+    """Rows are picked, columns are channels that are written."""
+    weight, out = op.args[0], op.outs[0]
+    labels = op.labels(weight, 1)
+    op.mark(labels, "writes")
+    op.set(out, {} if labels is None else {out.ndim - 1: labels}, parametric=False)
+
+
+def convolution(op: OpCall) -> None:
+    """Plain, grouped, depthwise and transposed convolutions of any dimension."""
+    x, weight, bias = op.args[:3]
+    transposed, groups = bool(op.argument("transposed")), int(op.argument("groups"))
+    into, out_of = (1, 0) if transposed else (0, 1)  # the weight's axes that write and that read
+    incoming, written, read = op.labels(x, 1), op.labels(weight, into), op.labels(weight, out_of)
+    if groups > 1 and x.shape[1] == groups:
+        labels = _depthwise(op, incoming, weight, groups, transposed)
+    elif groups > 1:
+        labels = _grouped(op, incoming, written, read, groups, transposed)
+    else:
+        labels = _plain(op, incoming, written, read)
+    if bias is not None:
+        own = op.labels(bias, 0)
+        if own is not None or labels is not None:
+            op.unify(labels, own)
+        op.mark(own, "writes")
+    for axis, lost in op.field(x).axes.items():
+        if axis >= 2:
+            op.freeze(lost, "channels lie on a pixel axis")
+    axes = {0: batch} if (batch := op.labels(x, 0)) is not None else {}
+    op.set(op.outs[0], axes if labels is None else {**axes, 1: labels}, parametric=op.field(x).parametric)
+    positions = (x if transposed else op.outs[0]).shape
+    factor = positions[0] * math.prod(positions[2:]) * math.prod(weight.shape[2:])
+    widths = (
+        op.labels(weight, out_of) if weight.shape[out_of] > 1 else 1,
+        op.labels(weight, into) if weight.shape[into] > 1 else 1,
+    )
+    sizes = tuple(w if w is not None else weight.shape[a] for w, a in zip(widths, (out_of, into), strict=True))
+    op.tracer.add_layer(op, "transposed convolution" if transposed else "convolution", sizes, tuple(weight.shape[2:]), groups, factor)
+
+
+def _plain(op: OpCall, incoming: LabelVector | None, written: LabelVector | None, read: LabelVector | None) -> LabelVector | None:
+    if incoming is not None:
+        op.unify(incoming, read, _FIXED_INPUT)
+    op.mark(read, "reads")
+    op.mark(written, "writes")
+    return written
+
+
+def _depthwise(op: OpCall, incoming: LabelVector | None, weight: Tensor, groups: int, transposed: bool) -> LabelVector | None:
+    """Every channel is filtered by itself, ``multiplier`` times: output channels belong to their input channel."""
+    multiplier = weight.shape[1] if transposed else weight.shape[0] // groups
+    labels = op.labels(weight, 0)
+    op.mark(labels, "scales")
+    spread = multiplier if not transposed else 1
+    if labels is not None or incoming is not None:
+        spread_incoming = None if incoming is None else np.repeat(incoming, spread)
+        op.unify(spread_incoming, labels, "a depthwise convolution with a fixed width")
+    if labels is None or incoming is None:
+        return None
+    if transposed and multiplier > 1 and (slots := op.labels(weight, 1)) is not None:
+        op.freeze(slots, "multiplier of a depthwise transposed convolution")
+    return np.repeat(incoming, multiplier)
+
+
+def _grouped(
+    op: OpCall, incoming: LabelVector | None, written: LabelVector | None, read: LabelVector | None, groups: int, transposed: bool
+) -> LabelVector | None:
+    """Groups stay balanced: every group loses the same slots."""
+    if transposed:
+        if incoming is not None:
+            op.unify(incoming, read, _FIXED_INPUT)
+        if read is not None:
+            op.tie(read, groups)
+        op.mark(read, "reads")
+        op.mark(written, "writes")
+        return None if written is None else np.tile(written, groups)
+    if incoming is not None:
+        op.unify(op.tie(incoming, groups), read, _FIXED_INPUT)
+    op.mark(read, "reads")
+    op.mark(written, "writes")
+    if written is None:
+        return None
+    if len(written) == groups:
+        op.freeze(written, "each group of the convolution writes a single channel")
+        return written
+    return np.tile(op.tie(written, groups), groups)
+
+
+def linear(op: OpCall) -> None:
+    """A linear layer that arrives whole: x (..., k) times weight (n, k) transposed."""
+    x, weight = op.args[0], op.args[1]
+    bias = op.args[2] if len(op.args) > 2 else None
+    _product(op, x, weight, bias, (x.ndim - 1, 1), (None, 0))
+
+
+def matrix_product(op: OpCall) -> None:
+    """mm, bmm, mv and their forms with an added term."""
+    name = op.func._schema.name.removeprefix("aten::")
+    bias, (a, b) = (op.args[0], op.args[1:3]) if name in ("addmm", "baddbmm", "addmv") else (None, op.args[:2])
+    _product(op, a, b, bias, (a.ndim - 1, max(b.ndim - 2, 0)), (a.ndim - 2 if a.ndim > 1 else None, b.ndim - 1 if b.ndim > 1 else None))
+
+
+def _product(
+    op: OpCall, a: Tensor, b: Tensor, bias: Tensor | None, contracted: tuple[int, int], free: tuple[int | None, int | None]
+) -> None:
+    """Contract axis ``contracted[0]`` of a with ``contracted[1]`` of b; ``free``: the axes that stay (None: all leading ones of a)."""
+    field_a, field_b = op.field(a), op.field(b)
+    k_a, k_b = field_a.axes.get(contracted[0]), field_b.axes.get(contracted[1])
+    weight_b = field_b.parametric and bool(field_b.axes)
+    _contract(op, a, b, (k_a, k_b), contracted, weight_b)
+    out, axes = op.outs[0], {axis: v for axis, v in field_a.axes.items() if axis != contracted[0]}
+    columns = None if free[1] is None else field_b.axes.get(free[1])
+    if columns is not None:
+        axes[out.ndim - 1] = columns
+    if b.ndim == 3 and (batch := field_b.axes.get(0)) is not None:
+        op.unify(axes.get(0), batch)
+    rows = None if free[0] is None else field_a.axes.get(free[0])
+    op.mark(columns if weight_b else rows if field_a.parametric else None, "writes")
+    if bias is not None and bias.ndim:
+        own = op.labels(bias, bias.ndim - 1)
+        if (own is not None or out.ndim - 1 in axes) and bias.shape[-1] > 1:
+            axes[out.ndim - 1] = op.unify(axes.get(out.ndim - 1), own)  # pyright: ignore[reportArgumentType]
+            op.mark(own, "writes")
+    op.set(out, {axis: v for axis, v in axes.items() if v is not None})  # pyright: ignore[reportUnnecessaryComparison]
+    n = 1 if free[1] is None else b.shape[free[1]]
+    k = a.shape[contracted[0]]
+    factor = math.prod(out.shape) / n
+    reads = k_b if k_b is not None else k_a if k_a is not None else k
+    op.tracer.add_layer(op, "matrix product", (reads, columns if columns is not None else n), (), 1, factor)
+
+
+def _contract(
+    op: OpCall, a: Tensor, b: Tensor, pair: tuple[LabelVector | None, LabelVector | None], contracted: tuple[int, int], weight_b: bool
+) -> None:
+    k_a, k_b = pair
+    if k_a is None and k_b is None:
+        return
+    if op.field(a).parametric or weight_b:
+        weight, activation = (k_b, k_a) if weight_b else (k_a, k_b)
+        op.mark(weight, "reads")
+        if activation is not None:
+            op.unify(activation, weight, _FIXED_INPUT)
+    elif (labels := op.unify(k_a, k_b, _FIXED_INPUT)) is not None:
+        first = next(i for i, arg in enumerate(op.args) if arg is a)
+        op.mix([(first, contracted[0]), (first + 1, contracted[1])], labels)

@@ -1,0 +1,60 @@
+"""Rules for operations that work element by element: channels that meet live and die together."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from prunus.graph.labels import LabelVector
+from prunus.graph.op_call import OpCall, is_mutating
+
+
+def no_labels(op: OpCall) -> None:
+    """A result whose size comes from Python: if it later meets channels, those are frozen."""
+    for out in op.outs:
+        op.set(out, {})
+
+
+def pointwise(op: OpCall) -> None:
+    """Broadcast the operands' labels together and unify what meets."""
+    tensors = op.tensors
+    operands = [t for t in tensors if t.ndim and (t.numel() > 1 or op.field(t).axes)]
+    if len(operands) == 1:  # the common case: an activation function, a scale by a number
+        before = op.field(operands[0])
+        op.follow(operands[0])
+        if is_mutating(op.func) and operands[0] is not tensors[0] and before.axes:
+            _written_into_view(op, tensors[0], {}, before.axes)
+        return
+    for out in op.outs:
+        axes = {axis: labels for axis in range(out.ndim) if (labels := _meet(op, operands, out, axis)) is not None}
+        if is_mutating(op.func):
+            _written_into_view(op, tensors[0], op.field(tensors[0]).axes, axes)
+        op.set(out, axes)
+
+
+def _meet(op: OpCall, operands: list[Tensor], out: Tensor, axis: int) -> LabelVector | None:
+    """Labels of the result along ``axis``, after unifying the operands that extend along it."""
+    size = out.shape[axis]
+    if size == 1:
+        return None
+    found: LabelVector | None = None
+    fixed = False
+    for tensor in operands:
+        own = axis - (out.ndim - tensor.ndim)
+        if own < 0 or tensor.shape[own] == 1:
+            continue
+        labels = op.labels(tensor, own)
+        if labels is None:
+            fixed = True
+        else:
+            found = labels if found is None else op.unify(found, labels)
+    if found is not None and fixed:
+        return op.unify(found, None, "meets a tensor whose width is fixed")
+    return found
+
+
+def _written_into_view(op: OpCall, target: Tensor, before: dict[int, LabelVector], after: dict[int, LabelVector]) -> None:
+    """Labels written through a view would have to follow into its base; they are frozen instead."""
+    new = [labels for axis, labels in after.items() if axis not in before]
+    if new and target._is_view():
+        for labels in new:
+            op.freeze(labels, "written in place into part of another tensor")

@@ -1,0 +1,224 @@
+"""Rules for operations that only move data: the operation itself is run on the label tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunus.graph.labels import LabelVector
+from prunus.graph.op_call import OpCall
+
+
+def replay(op: OpCall) -> None:
+    """Run the operation on the labels of each axis, and see along which axes of the result they vary."""
+    source = op.tensors[0] if op.tensors else None
+    if source is None:
+        return
+    results: list[dict[int, LabelVector]] = [{} for _ in op.outs]
+    for axis, labels in op.field(source).axes.items():
+        for i, moved in enumerate(_run_on_labels(op, source, axis, labels)):
+            if moved.ndim == 0 or moved.shape != op.outs[i].shape:
+                op.freeze(labels, "moved in a way that labels can't follow")
+                continue
+            for out_axis, vector in _varying_axes(op, moved, labels).items():
+                if out_axis in results[i]:
+                    op.freeze(vector, "two channel axes merge into one")
+                    op.freeze(results[i].pop(out_axis), "two channel axes merge into one")
+                else:
+                    results[i][out_axis] = vector
+    for out, axes in zip(op.outs, results, strict=True):
+        op.set(out, axes)
+
+
+def _run_on_labels(op: OpCall, source: Tensor, axis: int, labels: LabelVector) -> list[Tensor]:
+    shape = [1] * source.ndim
+    shape[axis] = len(labels)
+    field = torch.from_numpy(labels).view(shape).expand(source.shape)
+    args = tuple(field if a is source else a for a in op.args)
+    try:
+        moved = op.func(*args, **op.kwargs)
+    except RuntimeError:  # a view of the real strides that the expanded labels don't have
+        moved = torch.ops.aten.reshape.default(field, op.outs[0].shape)
+    return [moved] if isinstance(moved, Tensor) else list(moved)
+
+
+def _varying_axes(op: OpCall, moved: Tensor, original: LabelVector) -> dict[int, LabelVector]:
+    """The axis along which labels vary; where a channel axis was split in two, the parts must lose the same slots: tie them."""
+    for axis in range(moved.ndim):
+        if moved.stride(axis) == 0 and moved.shape[axis] > 1:
+            moved = moved.narrow(axis, 0, 1)
+    varying = [a for a in range(moved.ndim) if moved.shape[a] > 1 and bool((moved != moved.narrow(a, 0, 1)).any())]
+    if not varying:
+        if len(np.unique(original)) > 1:
+            op.freeze(original, "a single channel is selected")
+        return {}
+    kept = varying[-1]
+    for axis in range(moved.ndim):
+        if axis not in varying:
+            moved = moved.narrow(axis, 0, 1)
+    table = moved.movedim(kept, -1).reshape(-1, moved.shape[kept]).numpy()
+    if len(varying) == 1:
+        return {kept: np.ascontiguousarray(table[0])}
+    return {kept: op.tie(np.ascontiguousarray(table).reshape(-1), len(table))}
+
+
+def _without(op: OpCall, source: Tensor, axis: int) -> dict[int, LabelVector]:
+    return {a: v for a, v in op.field(source).axes.items() if a != axis % source.ndim}
+
+
+def part(op: OpCall) -> None:
+    """Slices and splits: equal parts of the channel axis must lose the same slots, unequal ones are held in Python."""
+    source: Tensor = op.args[0]
+    axis = int(op.argument("dim")) % source.ndim
+    labels = op.labels(source, axis)
+    if labels is None:
+        replay(op)
+        return
+    widths = {out.shape[axis] for out in op.outs}
+    start, step = (op.argument("start") or 0, op.argument("step")) if op.func._schema.name == "aten::slice" else (0, 1)
+    size, width = len(labels), max(widths)
+    start = start + size if start < 0 else start
+    if width == size:
+        op.follow(source)
+        return
+    axes = _without(op, source, axis)
+    if step > 1 and size % step == 0 and width * step == size:
+        axes[axis] = op.tie(labels, width, across=1)
+    elif step == 1 and len(widths) == 1 and width > 0 and size % width == 0 and start % width == 0:
+        op.balance(labels, size // width)
+        for i, out in enumerate(op.outs):
+            op.set(out, {**axes, axis: labels[start + i * width : start + (i + 1) * width]})
+        return
+    else:
+        op.freeze(labels, "split into unequal parts whose widths are held in Python")
+    for out in op.outs:
+        op.set(out, axes)
+
+
+def absolute_index(op: OpCall) -> None:
+    """Indices into the channel axis are absolute: after a removal they would name other channels."""
+    source: Tensor = op.args[0]
+    touched = _indexed_axes(op, source)
+    for axis, labels in op.field(source).axes.items():
+        if axis in touched:
+            op.freeze(labels, "channels are picked by absolute index")
+    if touched & set(op.field(source).axes) or op.func._schema.name == "aten::index_put":
+        for out in op.outs:
+            op.set(out, {})
+    else:
+        replay(op)
+
+
+def _indexed_axes(op: OpCall, source: Tensor) -> set[int]:
+    names = [a.name for a in op.func._schema.arguments]
+    if "indices" in names:
+        indices: list[Any] = op.argument("indices")
+        return {i for i, index in enumerate(indices) if index is not None}
+    for name in ("dim", "dimension", "dims"):
+        if name in names:
+            value = op.argument(name)
+            values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+            return {v % source.ndim for v in values if v is not None} or set(range(source.ndim))
+    return set(range(source.ndim))
+
+
+def concatenate(op: OpCall) -> None:
+    """Labels are concatenated along the axis and unified along the others; a part without labels is a fixed width."""
+    tensors = [t for t in op.args[0] if t.numel() > 0 or t.ndim > 1]
+    out = op.outs[0]
+    if not tensors:
+        op.set(out, {})
+        return
+    axis = int(op.argument("dim")) % out.ndim
+    parts = [op.labels(t, axis) for t in tensors]
+    axes: dict[int, LabelVector] = {}
+    if any(p is not None for p in parts):
+        fixed = [p if p is not None else np.full(t.shape[axis], -1) for p, t in zip(parts, tensors, strict=True)]
+        axes[axis] = np.concatenate(fixed)
+    _unify_others(op, tensors, axes, axis)
+    op.set(out, axes)
+
+
+def stack(op: OpCall) -> None:
+    """A new axis in front of which the operands' labels are unified."""
+    tensors: list[Tensor] = list(op.args[0])
+    new = int(op.argument("dim")) % op.outs[0].ndim
+    axes: dict[int, LabelVector] = {}
+    _unify_others(op, tensors, axes, None)
+    op.set(op.outs[0], {a + (a >= new): v for a, v in axes.items()})
+
+
+def _unify_others(op: OpCall, tensors: list[Tensor], axes: dict[int, LabelVector], skip: int | None) -> None:
+    for axis in range(tensors[0].ndim):
+        if axis == skip or not any(op.labels(t, axis) is not None for t in tensors):
+            continue
+        found = op.labels(tensors[0], axis)
+        for tensor in tensors[1:]:
+            found = op.unify(found, op.labels(tensor, axis), "joined with a tensor whose width is fixed")
+        if found is not None:
+            axes[axis] = found
+
+
+def pad(op: OpCall) -> None:
+    """Padding pixels is free; padding the channel axis holds its width in Python."""
+    source: Tensor = op.args[0]
+    amounts: list[int] = op.args[1]
+    axes = dict(op.field(source).axes)
+    for axis, labels in op.field(source).axes.items():
+        i = 2 * (source.ndim - 1 - axis)
+        if any(amounts[i : i + 2]):
+            op.freeze(labels, "padded with constant channels (a width held in Python)")
+            del axes[axis]
+    op.set(op.outs[0], axes)
+
+
+def spatial(pixels: int) -> Callable[[OpCall], None]:
+    """A rule for pooling, interpolation and padding: the last ``pixels`` axes are mixed, the others pass."""
+
+    def rule(op: OpCall) -> None:
+        source = op.tensors[0]
+        axes = dict(op.field(source).axes)
+        for axis, labels in op.field(source).axes.items():
+            if axis >= source.ndim - pixels:
+                op.freeze(labels, "channels lie on a pixel axis")
+                del axes[axis]
+        for out in op.outs:
+            op.set(out, axes)
+
+    return rule
+
+
+def pixel_shuffle(op: OpCall) -> None:
+    """r * r neighbouring channels become one: they live and die together."""
+    source: Tensor = op.args[0]
+    axis = source.ndim - 3
+    axes = {a: v for a, v in op.field(source).axes.items() if a < axis}
+    labels = op.labels(source, axis)
+    if labels is not None:
+        axes[axis] = op.tie(labels, len(labels) // op.args[1] ** 2, across=1)
+    op.set(op.outs[0], axes)
+
+
+def pixel_unshuffle(op: OpCall) -> None:
+    """One channel becomes r * r neighbouring ones."""
+    source: Tensor = op.args[0]
+    axis = source.ndim - 3
+    axes = {a: v for a, v in op.field(source).axes.items() if a < axis}
+    labels = op.labels(source, axis)
+    if labels is not None:
+        axes[axis] = np.repeat(labels, op.args[1] ** 2)
+    op.set(op.outs[0], axes)
+
+
+def channel_shuffle(op: OpCall) -> None:
+    """Groups must lose the same slots; then the shuffle of the survivors is the survivors of the shuffle."""
+    source: Tensor = op.args[0]
+    axes = dict(op.field(source).axes)
+    labels = op.labels(source, 1)
+    if labels is not None:
+        axes[1] = np.repeat(op.tie(labels, op.args[1]), op.args[1])
+    op.set(op.outs[0], axes)

@@ -1,0 +1,196 @@
+"""`trace`: from a network and example inputs to its `ChannelGraph`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import UnknownName, UnsupportedNetwork
+from prunus.graph.activations import LiveActivations
+from prunus.graph.build import build_graph
+from prunus.graph.dry_run import ValuesNeeded
+from prunus.graph.labels import LabelSpace
+from prunus.graph.tracer import Tracer
+from prunus.types import ChannelGraph, ExampleInputs, ForwardFn, call_model, first_tensor
+
+Keep: TypeAlias = "str | type | Callable[[str, nn.Module], bool] | Sequence[str | type]"
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    keep: Keep = (),
+    mixing: Literal["allow", "freeze"] = "allow",
+    forward_fn: ForwardFn | None = None,
+    train_inputs: ExampleInputs | None = None,
+) -> ChannelGraph:
+    """Find the channel groups of ``model``: which channels must be removed together, which can't be and why, and what they cost.
+
+    Both modes are traced, so that parts which only training runs (auxiliary heads) are pruned along. The model, its statistics,
+    modes and the random state are left as found.
+
+    Args:
+        model: any `nn.Module` that runs on ``example_inputs``, neither wrapped (DDP, FSDP) nor compiled.
+        example_inputs: a tensor, a tuple (positional) or a dict (keyword); costs are per input, at batch 1.
+        keep: module or parameter names, globs over them, module types, or ``predicate(name, module)``: their shapes never change.
+        mixing: ``"allow"`` or ``"freeze"`` groups over which an operation computes statistics (layer norm, softmax, ...).
+        forward_fn: ``forward_fn(model, example_inputs)`` where the call isn't ``model(*inputs)``.
+        train_inputs: where training takes other inputs than evaluation.
+
+    Raises:
+        UnsupportedNetwork: wrapped, compiled, lazy or non-finite, or its forward pass fails.
+        UnknownName: a selector in ``keep`` names nothing, or ``mixing`` is unknown.
+    """
+    if mixing not in ("allow", "freeze"):
+        raise UnknownName.among("value of mixing", mixing, ("allow", "freeze"))
+    _check_traceable(model)
+    kept = _selector(model, keep)
+    space = LabelSpace(model)
+    notes: list[str] = []
+    with _as_found(model):
+        model.eval()
+        tracers = [_run(model, example_inputs, space, forward_fn, activations=True)]
+        model.train()
+        try:
+            tracers.append(_run_in_train_mode(model, example_inputs if train_inputs is None else train_inputs, space, forward_fn))
+        except UnsupportedNetwork as error:
+            notes.append(f"training mode could not be traced, so parts that only training runs are unknown: {error}")
+    return build_graph(model, space, tracers, kept, mixing, _batch_size(example_inputs), notes)
+
+
+def _check_traceable(model: nn.Module) -> None:
+    wrapper = type(model).__name__
+    if wrapper in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+        raise UnsupportedNetwork(f"the model is wrapped in {wrapper}: prune the network inside (`model.module`), then wrap the result again")
+    if hasattr(model, "_orig_mod") or wrapper == "OptimizedModule":
+        raise UnsupportedNetwork("the model is compiled: prune the original (`model._orig_mod`), then compile the result")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedNetwork("the model is a TorchScript module, whose code can't be traced: prune the Python module it was made from")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise UnsupportedNetwork(f"`{name}` is lazy and has no shape yet: run the model once on real input before tracing")
+        if tensor.is_floating_point() and not _is_finite(tensor):
+            raise UnsupportedNetwork(f"`{name}` holds NaN or infinite values: no score or check on this network would mean anything")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """A finite sum proves finite entries, at a fraction of the cost; an overflowing sum proves nothing."""
+    return bool(torch.isfinite(tensor.detach().sum())) or bool(torch.isfinite(tensor).all())
+
+
+def _selector(model: nn.Module, keep: Keep) -> Callable[[str], str | None]:
+    """A function from parameter name to the reason why it is kept, or None."""
+    modules = {name: module for name, module in model.named_modules() if name}
+    parameters = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    selectors = [keep] if isinstance(keep, (str, type)) or callable(keep) else list(keep)
+    reasons: dict[str, str] = {}
+    for selector in selectors:
+        if isinstance(selector, str):
+            hits = {n for n in (*modules, *parameters) if n == selector or fnmatchcase(n, selector)}
+        elif isinstance(selector, type):
+            hits = {n for n, m in modules.items() if isinstance(m, selector)}
+        else:
+            predicate = cast("Callable[[str, nn.Module], bool]", selector)
+            hits = {n for n, m in modules.items() if predicate(n, m)}
+        if not hits:
+            shown = selector if isinstance(selector, str) else getattr(selector, "__name__", repr(selector))
+            if isinstance(selector, str):
+                raise UnknownName.among("selector in keep", shown, {*modules, *parameters})
+            raise UnknownName(f"selector {shown} in keep matches no module of the network")
+        reasons |= dict.fromkeys(hits, f"`{selector if isinstance(selector, str) else getattr(selector, '__name__', selector)}` is listed in keep")
+
+    def reason(parameter: str) -> str | None:
+        parts = parameter.split(".")
+        prefixes = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
+        return next((reasons[p] for p in prefixes if p in reasons), None)
+
+    return reason
+
+
+@contextmanager
+def _as_found(model: nn.Module) -> Iterator[None]:
+    """Put back modes, buffers, the random state and the attention fast path, whatever happens."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.random.fork_rng(devices=[d for d in devices if d is not None]), torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def _run(model: nn.Module, inputs: Any, space: LabelSpace, forward_fn: ForwardFn | None, activations: bool = False) -> Tracer:
+    """One traced forward pass, dry unless the network looks at values."""
+    for dry in (True, False):
+        tracer = Tracer(model, space, dry)
+        tracer.activations = LiveActivations() if activations else None
+        held = [t for t in tensors_in(inputs)]
+        tracer.add_inputs(held)
+        if tracer.activations is not None:
+            tracer.activations.record(held, tracer)
+        try:
+            with tracer.watching_modules(), tracer:
+                output = call_model(model, inputs, forward_fn)
+        except ValuesNeeded:
+            continue
+        except Exception as error:
+            if dry:
+                continue  # zeros may have led it astray: real values decide
+            mode = "training" if model.training else "evaluation"
+            where = tracer.last_entered or "the network"
+            raise UnsupportedNetwork(
+                f"the forward pass in {mode} mode fails in `{where}`: {type(error).__name__}: {error}; "
+                "check example_inputs (or give forward_fn / train_inputs) by calling the model with them"
+            ) from error
+        for leaf in tensors_in(output):
+            for labels in tracer.field(leaf).axes.values():
+                tracer.frozen.append((labels, "it is the network's output"))
+        return tracer
+    raise AssertionError("unreachable: a run on real values never asks for values")
+
+
+def _run_in_train_mode(model: nn.Module, inputs: Any, space: LabelSpace, forward_fn: ForwardFn | None) -> Tracer:
+    """Batch norm over one value per channel refuses to train: then try the inputs twice."""
+    try:
+        return _run(model, inputs, space, forward_fn)
+    except UnsupportedNetwork as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        twice = torch.utils._pytree.tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf, inputs)  # pyright: ignore
+        return _run(model, twice, space, forward_fn)
+
+
+def tensors_in(value: Any, depth: int = 0) -> list[Tensor]:
+    """Every tensor in a nest of tuples, lists, dicts and plain objects (dataclass outputs)."""
+    if isinstance(value, Tensor):
+        return [value]
+    if depth > 8 or value is None or isinstance(value, (str, bytes, int, float, nn.Module)):
+        return []
+    if isinstance(value, dict):
+        parts = list(cast("dict[Any, Any]", value).values())
+    elif isinstance(value, (list, tuple, set)):
+        parts = list(cast("list[Any]", value))
+    elif dataclasses.is_dataclass(value) or hasattr(value, "__dict__"):
+        parts = list(vars(value).values())
+    else:
+        return []
+    return [tensor for part in parts for tensor in tensors_in(part, depth + 1)]
+
+
+def _batch_size(inputs: Any) -> int:
+    tensor = first_tensor(inputs)
+    return int(tensor.shape[0]) if tensor is not None and tensor.ndim >= 2 and not isinstance(inputs, list) else 1

@@ -1,0 +1,175 @@
+"""The dispatch mode that carries channel labels through one forward pass."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunus.graph.activations import LiveActivations
+from prunus.graph.dry_run import ValuesNeeded, needs_values, shape_only
+from prunus.graph.labels import LabelField, LabelSpace, LabelVector
+from prunus.graph.op_call import NO_LABELS, OpCall
+from prunus.graph.op_rules import rule_for
+from prunus.types import Role
+
+_ATTRIBUTE = "_prunus_labels"
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+
+
+class LayerCall:
+    """A convolution or matrix product as the tracer met it, labels not yet resolved."""
+
+    def __init__(
+        self, name: str, kind: str, weight: tuple[Any, Any], kernel: tuple[int, ...], groups: int, out: Tensor, factor: float
+    ) -> None:
+        self.name, self.kind, self.kernel, self.groups, self.factor = name, kind, kernel, groups, factor
+        self.reads, self.writes = weight
+        self.output_size = tuple(out.shape)
+
+
+class Tracer(TorchDispatchMode):
+    """Runs a network and records which channels belong together; see DESIGN of `prunus.graph`.
+
+    With ``dry`` the costly operations return zeros of the right shape, so that a trace costs little more than dispatch; a network
+    that looks at values raises `ValuesNeeded`, and the caller traces again with real values.
+    """
+
+    def __init__(self, model: nn.Module, space: LabelSpace, dry: bool) -> None:
+        super().__init__()
+        self.space = space
+        self.dry = dry
+        self.paths = {id(module): name for name, module in model.named_modules()}
+        self.stack: list[str] = []
+        self.last_entered = ""
+        self.inputs: dict[int, LabelField] = {}
+        self.keep_alive: list[Any] = []
+        self.pairs: list[tuple[LabelVector, LabelVector]] = []
+        self.splits: list[tuple[LabelVector, int]] = []
+        self.roles: list[tuple[LabelVector, Role]] = []
+        self.frozen: list[tuple[LabelVector, str]] = []
+        self.mixing: list[LabelVector] = []
+        self.layers: list[LayerCall] = []
+        self.norms: list[tuple[str, str | None, str | None]] = []
+        self.unsupported: Counter[str] = Counter()
+        self.activations: LiveActivations | None = None
+
+    # -- labels of tensors
+
+    def field(self, tensor: Tensor) -> LabelField:
+        """Labels of a tensor: a parameter's own, an activation's as they were set; constants have none."""
+        known = self.space.fields.get(id(tensor)) or self.inputs.get(id(tensor))
+        if known is not None:
+            return known
+        owner, field = getattr(tensor, _ATTRIBUTE, (None, NO_LABELS))
+        return field if owner is self else NO_LABELS
+
+    def set_field(self, tensor: Tensor, field: LabelField) -> None:
+        """Labels live on the tensor object itself, so that they die with it and pin no activation."""
+        if id(tensor) not in self.space.fields:
+            setattr(tensor, _ATTRIBUTE, (self, field))
+
+    def add_inputs(self, tensors: Sequence[Tensor]) -> None:
+        """The user's inputs: no labels, but not constants either."""
+        for tensor in tensors:
+            self.inputs[id(tensor)] = LabelField({}, False)
+            self.keep_alive.append(tensor)
+
+    # -- what op calls record
+
+    def freeze(self, labels: LabelVector, reason: str) -> None:
+        """Record a reason; the source line is looked up here because freezing is rare."""
+        line = source_line()
+        self.frozen.append((labels, f"{reason}{f', {line}' if line else ''}"))
+
+    def mixed(
+        self,
+        op: OpCall,
+        slices: Sequence[tuple[int, int]],
+        labels: LabelVector,
+        out_axis: int | None,
+        replace: Callable[[int], dict[int, Any]] | None,
+    ) -> None:
+        """An operation that mixes channels: remembered (and evaluated on kept channels by `silence`'s subclass)."""
+        self.mixing.append(labels)
+
+    def add_layer(self, op: OpCall, kind: str, weight: tuple[Any, Any], kernel: tuple[int, ...], groups: int, factor: float) -> None:
+        """A call that costs ``factor`` x width(reads) x width(writes) multiply-adds."""
+        self.layers.append(LayerCall(self.module_path, kind, weight, kernel, groups, op.outs[0], factor))
+
+    @property
+    def module_path(self) -> str:
+        """Dotted name of the module that is running."""
+        return self.stack[-1] if self.stack else ""
+
+    # -- running
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if self.dry and needs_values(func):
+            raise ValuesNeeded(str(func))
+        out = shape_only(func, args) if self.dry else None
+        if out is None:
+            out = func(*args, **kwargs)
+        call = OpCall(self, func, args, kwargs, out)
+        rule = rule_for(func)
+        if rule is not None:
+            rule(call)
+        else:
+            self._unknown(call)
+        if self.activations is not None:
+            self.activations.record([o for o in call.outs if not self.field(o).parametric], self)
+        return call.out
+
+    def _unknown(self, call: OpCall) -> None:
+        if any(self.field(t).axes for t in call.tensors):
+            self.unsupported[call.name] += 1
+            call.freeze_all("no rule for this operation (register one with `prunus.op_rule`)")
+        else:
+            for out in call.outs:
+                call.set(out, {})
+
+    @contextmanager
+    def watching_modules(self) -> Iterator[None]:
+        """Keep `module_path` up to date; hooks also switch off fused fast paths that would hide operations."""
+
+        def enter(module: nn.Module, _: Any) -> None:
+            self.stack.append(self.paths.get(id(module), self.module_path))
+            self.last_entered = self.stack[-1]
+
+        def leave(module: nn.Module, _: Any, __: Any) -> None:
+            self.stack.pop()
+
+        hooks = (
+            nn.modules.module.register_module_forward_pre_hook(enter),
+            nn.modules.module.register_module_forward_hook(leave, always_call=True),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def source_line() -> str:
+    """``file.py:12`` of the innermost frame that belongs neither to PyTorch nor to this package."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_LIBRARIES) and not name.startswith("<"):
+            return f"{Path(name).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def label_array(labels: LabelVector | None, size: int) -> LabelVector:
+    """The labels of an axis, or -1 for an axis of ``size`` fixed entries."""
+    return labels if labels is not None else np.full(size, -1, dtype=np.int64)

@@ -1,0 +1,90 @@
+"""`save` and `load`: a small network as one safetensors file with its surgery record in the header. No pickle anywhere."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from prunus.errors import ArtifactError
+from prunus.graph.labels import named_tensors
+from prunus.surgery.record import SurgeryRecord
+from prunus.surgery.remove import apply_record
+
+_KEY = "prunus.record"
+
+
+def save(model: nn.Module, record: SurgeryRecord, path: str | os.PathLike[str]) -> None:
+    """Write ``model`` and its record to one file, atomically: an old file survives any failure.
+
+    Raises:
+        ArtifactError: the folder doesn't exist, the disk is full, ...
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _persistent(model).items()}
+    write_atomically(Path(path), serialise(tensors, {_KEY: record.to_json()}))
+
+
+def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """Read what `save` wrote into a new network; ``model`` is a fresh full-size one of the same architecture and stays untouched.
+
+    Raises:
+        ArtifactError: no such file, truncated, not made by Prunus, or of another architecture.
+    """
+    tensors, record = _read(Path(path))
+    small = apply_record(model, record)
+    own = _persistent(small)
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        raise ArtifactError(f"{path} is of another architecture: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != tensors[name].shape:
+                raise ArtifactError(f"{path} is damaged: `{name}` is {tuple(tensors[name].shape)}, its record says {tuple(tensor.shape)}")
+            tensor.copy_(tensors[name])
+    return small
+
+
+def _persistent(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers, each once under its first name (a shared tensor is stored once)."""
+    saved = model.state_dict(keep_vars=True).keys()
+    return {name: tensor for name, tensor in named_tensors(model) if name in saved}
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], SurgeryRecord]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            if text is None:
+                raise ArtifactError(f"{path} is a safetensors file but not one that prunus.save wrote: it holds no surgery record")
+            return {name: file.get_tensor(name) for name in file.keys()}, SurgeryRecord.from_json(text)  # noqa: SIM118
+    except FileNotFoundError:
+        raise ArtifactError(f"there is no file {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} can't be read: it is truncated or not a file that prunus.save wrote ({error})") from None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write to a temporary file beside ``path``, flush it to disk, then rename.
+
+    Raises:
+        ArtifactError: the file can't be written; what was there before is intact.
+    """
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise ArtifactError(f"can't write {path}: {error.strerror or error}; a file that was there before is intact") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)

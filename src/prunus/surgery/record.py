@@ -1,0 +1,137 @@
+"""What surgery did to a network, as data: enough to repeat it on a fresh network of the same architecture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from prunus.errors import ArtifactError
+
+_MOST_INDICES = 2**24  # a record is small; a file that asks for more is damaged or hostile
+
+
+@dataclass(frozen=True, eq=False)
+class SliceEdit:
+    """Keep only these original indices (int64) of one axis, which had ``size`` entries, of one parameter or buffer."""
+
+    parameter: str
+    axis: int
+    kept: Tensor
+    size: int
+
+
+@dataclass(frozen=True)
+class AttributeEdit:
+    """Set an attribute such as ``out_channels`` of the module at this dotted path ("" is the network itself)."""
+
+    module: str
+    attribute: str
+    value: int | tuple[int, ...]
+
+
+Edit: TypeAlias = "SliceEdit | AttributeEdit"
+
+
+@dataclass(frozen=True, eq=False)
+class SurgeryRecord:
+    """The edits that turn a network with this ``fingerprint`` (see `prunus.graph.build.fingerprint`) into the small one, in order."""
+
+    fingerprint: str
+    edits: tuple[Edit, ...]
+    versions: Mapping[str, str]
+
+    @property
+    def kept(self) -> dict[str, dict[int, Tensor]]:
+        """Parameter or buffer name -> axis -> original indices kept; only axes that changed."""
+        table: dict[str, dict[int, Tensor]] = {}
+        for edit in self.edits:
+            if isinstance(edit, SliceEdit):
+                table.setdefault(edit.parameter, {})[edit.axis] = edit.kept
+        return table
+
+    @property
+    def attributes(self) -> dict[str, dict[str, int | tuple[int, ...]]]:
+        """Module path -> attribute -> new value."""
+        table: dict[str, dict[str, int | tuple[int, ...]]] = {}
+        for edit in self.edits:
+            if isinstance(edit, AttributeEdit):
+                table.setdefault(edit.module, {})[edit.attribute] = edit.value
+        return table
+
+    def compose(self, later: SurgeryRecord) -> SurgeryRecord:
+        """One record for this surgery followed by ``later`` (whose indices count in the network that this one left).
+
+        Raises:
+            ArtifactError: ``later`` slices an axis that doesn't have the width this record leaves.
+        """
+        slices = {(e.parameter, e.axis): e for e in self.edits if isinstance(e, SliceEdit)}
+        attributes = {(e.module, e.attribute): e for e in self.edits if isinstance(e, AttributeEdit)}
+        for edit in later.edits:
+            if isinstance(edit, AttributeEdit):
+                attributes[edit.module, edit.attribute] = edit
+                continue
+            before = slices.get((edit.parameter, edit.axis))
+            if before is not None and len(before.kept) != edit.size:
+                raise ArtifactError(
+                    f"records don't follow one another: axis {edit.axis} of `{edit.parameter}` is left with {len(before.kept)} entries, "
+                    f"but the later record slices {edit.size}"
+                )
+            kept, size = (edit.kept, edit.size) if before is None else (before.kept[edit.kept], before.size)
+            slices[edit.parameter, edit.axis] = SliceEdit(edit.parameter, edit.axis, kept, size)
+        return SurgeryRecord(self.fingerprint, (*slices.values(), *attributes.values()), later.versions)
+
+    def to_json(self) -> str:
+        """The record as JSON text."""
+        edits: list[dict[str, Any]] = []
+        for e in self.edits:
+            if isinstance(e, SliceEdit):
+                edits.append({"slice": e.parameter, "axis": e.axis, "kept": e.kept.tolist(), "size": e.size})
+            else:
+                edits.append({"attribute": e.attribute, "module": e.module, "value": e.value})
+        return json.dumps({"fingerprint": self.fingerprint, "versions": dict(self.versions), "edits": edits})
+
+    @classmethod
+    def from_json(cls, text: str) -> SurgeryRecord:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ArtifactError: not JSON, or not the record's form.
+        """
+        try:
+            tree = json.loads(text)
+            edits = tuple(_read_edit(item) for item in tree["edits"])
+            versions = {str(k): str(v) for k, v in tree["versions"].items()}
+            return cls(str(tree["fingerprint"]), edits, versions)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, RuntimeError) as error:
+            raise ArtifactError(f"this isn't a surgery record: {type(error).__name__}: {error}") from None
+
+
+def _read_edit(item: Mapping[str, Any]) -> Edit:
+    if "slice" in item:
+        size, axis, kept = item["size"], item["axis"], cast("list[Any]", item["kept"])
+        integers = all(type(n) is int for n in (size, axis, *kept))
+        if not (integers and 0 <= axis < 8 and 0 < len(kept) <= size <= _MOST_INDICES):
+            raise ValueError(f"slice of {str(item['slice'])!r} is malformed")
+        if any(b <= a for a, b in zip([-1, *kept], kept, strict=False)) or kept[-1] >= size:
+            raise ValueError(f"indices of {str(item['slice'])!r} are not ascending within 0..{size - 1}")
+        return SliceEdit(str(item["slice"]), axis, torch.tensor(kept, dtype=torch.int64), size)
+    value = item["value"]
+    numbers = cast("list[Any]", value if isinstance(value, list) else [value])
+    if not all(type(n) is int and 0 < n <= _MOST_INDICES for n in numbers):
+        raise ValueError(f"attribute {str(item['attribute'])!r} has the value {str(value)[:80]!r}")
+    return AttributeEdit(str(item["module"]), str(item["attribute"]), tuple(numbers) if isinstance(value, list) else numbers[0])
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of Prunus and PyTorch, for the record."""
+    try:
+        own = version("prunus")
+    except PackageNotFoundError:  # used from a source tree that isn't installed
+        own = "unknown"
+    return {"prunus": own, "torch": str(torch.__version__)}

@@ -1,0 +1,238 @@
+"""Removal: a new network in which the planned channels no longer exist."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import ArtifactError, NothingPruned, UnknownName, UnsupportedNetwork
+from prunus.graph.build import fingerprint
+from prunus.graph.labels import named_tensors
+from prunus.surgery.record import AttributeEdit, SliceEdit, SurgeryRecord, current_versions
+from prunus.types import ChannelGraph, PruningPlan
+
+Shape = tuple[int, ...]
+
+
+def remove(
+    model: nn.Module,
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    optimizer: torch.optim.Optimizer | None = None,
+    ema: nn.Module | None = None,
+) -> tuple[nn.Module, SurgeryRecord]:
+    """Build the small network that ``plan`` leaves; ``model`` is untouched.
+
+    Module classes, hooks, flags and shared parameters survive; attributes such as ``out_channels`` follow the new shapes.
+
+    Args:
+        optimizer: an optimizer over ``model``'s parameters; it is moved in place to the small network's, its state sliced along.
+        ema: a module that holds averaged copies under the same names (a plain copy or `torch.optim.swa_utils.AveragedModel`);
+            sliced in place.
+
+    Raises:
+        NothingPruned: the plan removes no channel.
+        UnknownName: the plan names a group that the graph doesn't have, or one that is frozen.
+        UnsupportedNetwork: the model isn't the one that was traced, or the optimizer isn't over its parameters.
+    """
+    record = plan_to_record(model, graph, plan)
+    return _rebuild(model, record, optimizer, ema), record
+
+
+def plan_to_record(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> SurgeryRecord:
+    """The edits that carry out ``plan``; see `remove` for what is raised."""
+    if fingerprint(model) != graph.fingerprint:
+        raise UnsupportedNetwork("the model's parameters don't have the names and shapes of the traced one: trace it again")
+    if plan.num_removed == 0:
+        raise NothingPruned("the plan removes no channel: lower the budget, or see `graph.frozen` for what can't be pruned")
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
+    slices: list[SliceEdit] = []
+    for (name, axis), gone in removed_positions(graph, plan).items():
+        kept = torch.ones(shapes[name][axis], dtype=torch.bool)
+        kept[gone] = False
+        slices.append(SliceEdit(name, axis, kept.nonzero().squeeze(1), len(kept)))
+    return SurgeryRecord(graph.fingerprint, (*slices, *_attribute_edits(model, slices)), current_versions())
+
+
+def removed_positions(graph: ChannelGraph, plan: PruningPlan, roles: tuple[str, ...] = ()) -> dict[tuple[str, int], Tensor]:
+    """(parameter, axis) -> indices that the plan removes, over members with one of ``roles`` (none: all)."""
+    groups = {group.name: group for group in graph.groups}
+    found: dict[tuple[str, int], list[Tensor]] = {}
+    for name, keep in plan.keep.items():
+        if name not in groups:
+            raise UnknownName.among("group in the plan", name, groups)
+        group = groups[name]
+        if bool(keep.all()):
+            continue
+        if group.frozen_because is not None:
+            raise UnknownName(f"the plan prunes group `{name}`, which is frozen: {group.frozen_because}")
+        if len(keep) != group.num_channels or not bool(keep.any()):
+            raise UnsupportedNetwork(f"the plan for group `{name}` must keep at least one of its {group.num_channels} channels")
+        for member in group.members:
+            where = member.parameter_axis
+            if not roles or where.role in roles:
+                found.setdefault((where.parameter, where.axis), []).append(member.positions[~keep.cpu()].reshape(-1))
+    return {key: torch.unique(torch.cat(parts)) for key, parts in found.items()}
+
+
+def apply_record(model: nn.Module, record: SurgeryRecord) -> nn.Module:
+    """Repeat a surgery on a network of the same architecture; ``model`` is untouched.
+
+    Raises:
+        ArtifactError: the architecture is another one.
+    """
+    if fingerprint(model) != record.fingerprint:
+        raise ArtifactError(_difference(model, record))
+    return _rebuild(model, record, None, None)
+
+
+def _difference(model: nn.Module, record: SurgeryRecord) -> str:
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
+    for edit in record.edits:
+        if isinstance(edit, SliceEdit):
+            shape = shapes.get(edit.parameter)
+            if shape is None:
+                return f"the record is of another architecture: this network has no `{edit.parameter}`"
+            if edit.axis >= len(shape) or shape[edit.axis] != edit.size:
+                return f"the record is of another architecture: `{edit.parameter}` should have {edit.size} entries on axis {edit.axis}, here it is {shape}"
+    return "the record is of another architecture: names or shapes of parameters differ; build the full-size network it was made from"
+
+
+def _rebuild(model: nn.Module, record: SurgeryRecord, optimizer: torch.optim.Optimizer | None, ema: nn.Module | None) -> nn.Module:
+    kept = record.kept
+    memo: dict[int, Any] = {}
+    with torch.no_grad():
+        for name, tensor in named_tensors(model):
+            memo[id(tensor)] = _copy_tensor(tensor, kept.get(name, {}))
+    moved = {id(tensor): memo[id(tensor)] for _, tensor in named_tensors(model)}
+    small = copy.deepcopy(model, memo)  # deepcopy meets the new tensors in its memo, so that nothing is copied at full size
+    for path, values in record.attributes.items():
+        module = small.get_submodule(path)
+        for attribute, value in values.items():
+            if not hasattr(module, attribute):
+                raise ArtifactError(f"the record sets `{path}.{attribute}`, which this network doesn't have")
+            setattr(module, attribute, value)
+    if optimizer is not None:
+        _move_optimizer(optimizer, model, moved, kept)
+    if ema is not None:
+        _slice_ema(ema, kept, {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}, record)
+    return small
+
+
+def _slice(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    layout = torch.channels_last if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    result = tensor.detach()
+    for axis, index in axes.items():
+        result = result.index_select(axis, index.to(tensor.device))
+    return result.contiguous(memory_format=layout) if axes else result.clone()
+
+
+def _copy_tensor(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    values = _slice(tensor, axes)
+    if not isinstance(tensor, nn.Parameter):
+        return values.requires_grad_(tensor.requires_grad)
+    parameter = cast("nn.Parameter", type(tensor)(values, tensor.requires_grad))
+    parameter.__dict__.update(tensor.__dict__)
+    for hook in (getattr(tensor, "_backward_hooks", None) or {}).values():
+        parameter.register_hook(hook)
+    return parameter
+
+
+# -- attributes that repeat a shape
+
+_AttributeRule = Callable[[Any, Mapping[str, Shape]], "dict[str, int | tuple[int, ...]]"]
+
+
+def _convolution(module: Any, shapes: Mapping[str, Shape]) -> dict[str, int | tuple[int, ...]]:
+    weight, old = shapes["weight"], tuple(module.weight.shape)
+    transposed = bool(module.transposed)
+    written, read = (1, 0) if transposed else (0, 1)
+    groups = module.groups
+    if groups > 1 and module.in_channels == groups:  # depthwise: as many groups as input channels are left
+        groups = groups * weight[0] // old[0]
+    if transposed:
+        return {"in_channels": weight[read], "out_channels": weight[written] * groups, "groups": groups}
+    return {"in_channels": weight[read] * groups, "out_channels": weight[written], "groups": groups}
+
+
+def _norm(module: Any, shapes: Mapping[str, Shape]) -> dict[str, int | tuple[int, ...]]:
+    return {"num_features": next(shapes[n][0] for n in ("weight", "running_mean", "bias") if n in shapes)}
+
+
+_ATTRIBUTES: tuple[tuple[type[nn.Module], _AttributeRule], ...] = (
+    (nn.modules.conv._ConvNd, _convolution),  # pyright: ignore[reportPrivateUsage]
+    (nn.Linear, lambda _, s: {"in_features": s["weight"][1], "out_features": s["weight"][0]}),
+    (nn.modules.batchnorm._NormBase, _norm),  # pyright: ignore[reportPrivateUsage]
+    (nn.GroupNorm, lambda _, s: {"num_channels": s["weight"][0]}),
+    (nn.LayerNorm, lambda _, s: {"normalized_shape": s["weight"]}),
+    (nn.RMSNorm, lambda _, s: {"normalized_shape": s["weight"]}),
+    (nn.PReLU, lambda _, s: {"num_parameters": s["weight"][0]}),
+    (nn.Embedding, lambda _, s: {"embedding_dim": s["weight"][1]}),
+)
+
+
+def _attribute_edits(model: nn.Module, slices: list[SliceEdit]) -> list[AttributeEdit]:
+    changed: dict[str, dict[int, int]] = {}
+    for edit in slices:
+        changed.setdefault(edit.parameter, {})[edit.axis] = len(edit.kept)
+    names = {id(tensor): name for name, tensor in named_tensors(model)}
+    edits: list[AttributeEdit] = []
+    for path, module in model.named_modules():
+        rule = next((rule for kind, rule in _ATTRIBUTES if isinstance(module, kind)), None)
+        own = {n: t for n, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
+        if rule is None or not any(names[id(t)] in changed for t in own.values()):
+            continue
+        shapes = {n: _new_shape(t, changed.get(names[id(t)], {})) for n, t in own.items()}
+        for attribute, value in rule(module, shapes).items():
+            if getattr(module, attribute) != value:
+                edits.append(AttributeEdit(path, attribute, value))
+    return edits
+
+
+def _new_shape(tensor: Tensor, changed: Mapping[int, int]) -> Shape:
+    return tuple(changed.get(axis, size) for axis, size in enumerate(tensor.shape))
+
+
+# -- training state that goes along
+
+
+def _move_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, moved: Mapping[int, Tensor], kept: Mapping[str, Mapping[int, Tensor]]
+) -> None:
+    names = {id(tensor): name for name, tensor in named_tensors(model)}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(id(p) not in moved for p in held):
+        raise UnsupportedNetwork("the optimizer holds parameters that aren't the model's: give the optimizer that trains this model")
+    states: dict[int, dict[str, Any]] = {}
+    for parameter in held:
+        axes = kept.get(names[id(parameter)], {})
+        state: dict[str, Any] = optimizer.state.get(parameter, {})
+        for key, value in state.items():
+            if axes and isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise UnsupportedNetwork(f"optimizer state {key!r} of `{names[id(parameter)]}` isn't shaped like it and can't be sliced: make a new optimizer")
+        states[id(parameter)] = {
+            k: _slice(v, axes) if isinstance(v, Tensor) and v.shape == parameter.shape else v for k, v in state.items()
+        }
+    for group in optimizer.param_groups:
+        group["params"] = [moved[id(p)] for p in group["params"]]
+    optimizer.state.clear()
+    for parameter in held:
+        if states[id(parameter)]:
+            optimizer.state[moved[id(parameter)]] = states[id(parameter)]
+
+
+def _slice_ema(ema: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], shapes: Mapping[str, Shape], record: SurgeryRecord) -> None:
+    inner = cast("nn.Module", ema.module) if isinstance(ema, torch.optim.swa_utils.AveragedModel) else ema
+    averaged = dict(named_tensors(inner))
+    if {name: tuple(tensor.shape) for name, tensor in averaged.items()} != dict(shapes):
+        raise UnsupportedNetwork("the averaged model (ema) doesn't have the names and shapes of the model's parameters")
+    with torch.no_grad():
+        for name, axes in kept.items():
+            averaged[name].data = _slice(averaged[name], axes)
+    for path, values in record.attributes.items():
+        for attribute, value in values.items():
+            setattr(inner.get_submodule(path), attribute, value)

@@ -1,0 +1,109 @@
+"""Silencing: the original network in which nothing reads a removed channel. The reference that removal is checked against."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunus.graph.labels import LabelField, LabelSpace, LabelVector, named_tensors
+from prunus.graph.op_call import OpCall
+from prunus.graph.trace import tensors_in
+from prunus.graph.tracer import Tracer
+from prunus.surgery.remove import removed_positions
+from prunus.types import ChannelGraph, PruningPlan
+
+Positions = dict[tuple[str, int], Tensor]
+
+
+def silence(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
+    """A copy of ``model``, same shapes, in which every weight slice that reads a removed channel is zero.
+
+    Only readers are zeroed: the channels are still computed, so that an error in what removal does to their writers can't hide. Where
+    the plan touches a group marked ``mixing``, the copy evaluates each mixing operation on the kept channels only.
+    """
+    memo: dict[int, Any] = {}
+    tensors = dict(named_tensors(model))
+    with torch.no_grad():
+        for (name, axis), gone in removed_positions(graph, plan, ("reads",)).items():
+            source = tensors[name]
+            values = memo.get(id(source))
+            if values is None:
+                values = memo[id(source)] = _duplicate(source)
+            values.index_fill_(axis, gone.to(source.device), 0)
+    silent = copy.deepcopy(model, memo)
+    if any(group.mixing and group.name in plan.keep for group in graph.groups):
+        _evaluate_on_kept(silent, removed_positions(graph, plan))
+    return silent
+
+
+def _duplicate(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+
+
+def _evaluate_on_kept(model: nn.Module, removed: Positions) -> None:
+    """Run every forward pass of ``model`` under a tracer that knows which labels are removed."""
+    running: list[ExitStack] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        tracer = KeptOnlyTracer(module, removed)
+        tracer.add_inputs(tensors_in([args, kwargs]))
+        stack = ExitStack()
+        stack.enter_context(tracer.watching_modules())
+        stack.enter_context(tracer)
+        running.append(stack)
+
+    def leave(_: nn.Module, __: Any, ___: Any) -> None:
+        running.pop().close()
+
+    model.register_forward_pre_hook(enter, with_kwargs=True)
+    model.register_forward_hook(leave, always_call=True)
+
+
+class KeptOnlyTracer(Tracer):
+    """Propagates labels through a real forward pass and re-evaluates mixing operations without the removed channels."""
+
+    def __init__(self, model: nn.Module, removed: Positions) -> None:
+        super().__init__(model, LabelSpace(model), dry=False)
+        self.removed = np.zeros(self.space.size + 1, dtype=bool)  # the last entry answers for label -1
+        for axis_range in self.space.ranges:
+            gone = removed.get((axis_range.parameter, axis_range.axis))
+            if gone is not None:
+                self.removed[axis_range.base + gone.numpy()] = True
+
+    def mixed(
+        self,
+        op: OpCall,
+        slices: Sequence[tuple[int, int]],
+        labels: LabelVector,
+        out_axis: int | None,
+        replace: Callable[[int], dict[int, Any]] | None,
+    ) -> None:
+        """Evaluate on the kept slices; where the axis stays, silenced entries of the result are zero."""
+        kept = torch.from_numpy(np.flatnonzero(~self.removed[labels]))
+        if len(kept) == len(labels):
+            return
+        args = list(op.args)
+        for index, axis in slices:
+            args[index] = args[index].index_select(axis, kept.to(args[index].device))
+        for index, value in (replace(len(kept)) if replace else {}).items():
+            args[index] = value
+        result = op.func(*args, **op.kwargs)
+        fields = [self.field(out) for out in op.outs]
+        outs = [result] if isinstance(result, Tensor) else list(result)
+        spread = [_spread(new, old, out_axis, kept) for new, old in zip(outs, op.outs, strict=True)]
+        for out, field in zip(spread, fields, strict=True):
+            self.set_field(out, LabelField(field.axes, field.parametric))
+        op.out = spread[0] if isinstance(op.out, Tensor) else tuple(spread)
+
+
+def _spread(new: Tensor, old: Tensor, axis: int | None, kept: Tensor) -> Tensor:
+    if axis is None or new.shape == old.shape:
+        return new
+    return torch.zeros_like(old).index_copy_(axis, kept.to(new.device), new)

@@ -1,0 +1,117 @@
+"""Verification: the small network must give the outputs of the silenced one, in float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.graph.labels import named_tensors
+from prunus.graph.trace import tensors_in
+from prunus.types import ExampleInputs, ForwardFn, VerificationReport, call_model
+
+TOLERANCE = 1e-9
+
+
+def verify(
+    silent: nn.Module,
+    small: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    forward_fn: ForwardFn | None = None,
+    tolerance: float = TOLERANCE,
+) -> VerificationReport:
+    """Compare two networks on the same inputs in evaluation mode and float64; neither is changed.
+
+    Returns:
+        The largest output difference relative to the largest magnitude of that output. A network that can't run in float64
+        is compared in float32 against a tolerance of 1e-4, and ``detail`` says so. A forward pass that fails is a failed report.
+    """
+    try:
+        with _default_dtype(torch.float64):
+            return compare(*(_outputs(m, example_inputs, torch.float64, forward_fn) for m in (silent, small)), tolerance)
+    except _ReferenceFailed:
+        pass  # constants in float32 inside the network: compare in float32
+    except Exception as error:
+        return _failed(small, error, tolerance)
+    try:
+        reference, own = (_outputs(m, example_inputs, torch.float32, forward_fn) for m in (silent, small))
+    except Exception as error:
+        return _failed(small, error, 1e-4)
+    report = compare(reference, own, 1e-4)
+    return VerificationReport(report.max_error, 1e-4, report.passed, f"compared in float32: this network can't run in float64. {report.detail}".strip())
+
+
+class _ReferenceFailed(Exception):
+    pass
+
+
+def _failed(small: nn.Module, error: Exception, tolerance: float) -> VerificationReport:
+    return VerificationReport(math.inf, tolerance, False, f"the forward pass after removal fails: {type(error).__name__}: {error}")
+
+
+def _outputs(model: nn.Module, inputs: Any, dtype: torch.dtype, forward_fn: ForwardFn | None) -> list[Tensor]:
+    def cast(leaf: Any) -> Any:
+        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    twin = copy.deepcopy(model).to(dtype).eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return tensors_in(call_model(twin, torch.utils._pytree.tree_map(cast, inputs), forward_fn))  # pyright: ignore
+
+
+def compare(reference: list[Tensor], own: list[Tensor], tolerance: float) -> VerificationReport:
+    """Compare two lists of outputs; see `verify`."""
+    if [t.shape for t in reference] != [t.shape for t in own]:
+        shapes = [tuple(t.shape) for t in reference], [tuple(t.shape) for t in own]
+        return VerificationReport(math.inf, tolerance, False, f"outputs have other shapes: {shapes[0]} against {shapes[1]}")
+    worst, detail = 0.0, ""
+    for i, (a, b) in enumerate(zip(reference, own, strict=True)):
+        if not a.numel():
+            continue
+        if not (a.is_floating_point() or a.is_complex()):
+            error = 0.0 if torch.equal(a, b) else 1.0
+        else:
+            difference, scale = float((a - b).abs().max()), float(a.abs().max())
+            error = difference / scale if scale > 0 else (0.0 if difference == 0 else math.inf)
+        if math.isnan(error):
+            return VerificationReport(math.nan, tolerance, False, f"output {i} is not finite: nothing can be concluded from it")
+        if error > worst:
+            worst, detail = error, f"largest in output {i} of {len(reference)}"
+    return VerificationReport(worst, tolerance, worst <= tolerance, detail)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A copy with all float parameters and buffers away from zero, for checks that must not be blind.
+
+    A branch that starts at zero (a last norm initialised so) hides what surgery did behind it: a check on such weights proves nothing.
+    Weights get random signs and magnitudes in [0.5, 1.5] / sqrt(fan in / 2), vectors and buffers magnitudes in [0.5, 1.5].
+    """
+    twin = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    parameters = {id(p) for p in twin.parameters()}
+    with torch.no_grad():
+        for _, tensor in named_tensors(twin):
+            if not tensor.is_floating_point():
+                continue
+            values = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
+            if id(tensor) in parameters and tensor.ndim > 1:
+                signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
+                values = values * signs / math.sqrt(max(tensor[0].numel(), 1) / 2)
+            tensor.copy_(values)
+    return twin

@@ -1,0 +1,363 @@
+"""The values that travel between the parts of Prunus. They are frozen and carry no behaviour beyond reading themselves."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import InvalidBudget
+
+Role: TypeAlias = Literal["writes", "reads", "scales", "statistics"]
+ExampleInputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]"
+ForwardFn: TypeAlias = Callable[[nn.Module, Any], Any]
+LossFn: TypeAlias = Callable[[Any, Any], Tensor]
+
+
+def call_model(model: nn.Module, inputs: Any, forward_fn: ForwardFn | None = None) -> Any:
+    """Call ``model`` on a tensor, a tuple (positional) or a dict (keyword), or through ``forward_fn``."""
+    if forward_fn is not None:
+        return forward_fn(model, inputs)
+    if isinstance(inputs, Mapping):
+        return model(**cast("Mapping[str, Any]", inputs))
+    if isinstance(inputs, tuple):
+        return model(*cast("tuple[Any, ...]", inputs))
+    return model(inputs)
+
+
+@dataclass(frozen=True)
+class ParameterAxis:
+    """One axis of one parameter or buffer (``parameter`` is its dotted name) and what it does with the channels."""
+
+    parameter: str
+    axis: int
+    role: Role
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMember:
+    """A parameter axis of a group; ``positions[c]`` are the indices on it that belong to channel c: int64 (num_channels, k)."""
+
+    parameter_axis: ParameterAxis
+    positions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that are stored together; removing channel c removes ``positions[c]`` of every member.
+
+    ``frozen_because`` says why the group is never pruned; ``mixing`` is true where an operation computes statistics over
+    the channels (layer norm, softmax, ...), so that removal equals that operation evaluated on the kept channels only.
+    """
+
+    name: str
+    num_channels: int
+    members: tuple[GroupMember, ...]
+    frozen_because: str | None = None
+    mixing: bool = False
+
+    def with_role(self, *roles: Role) -> list[GroupMember]:
+        """The members whose role is one of ``roles``."""
+        return [m for m in self.members if m.parameter_axis.role in roles]
+
+    @property
+    def width_factor(self) -> int:
+        """Positions that one channel takes in the layer that writes the group (32 in a convolution of 32 groups, else mostly 1)."""
+        return self.with_role("writes")[0].positions.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One call of a convolution or matrix product; ``reads`` and ``writes`` are channel ids along its weight's input and output axis."""
+
+    name: str
+    kind: str
+    reads: Tensor
+    writes: Tensor
+    kernel_size: tuple[int, ...]
+    groups: int
+    output_size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NormAffine:
+    """The parameter names of one normalisation layer (None where it has none), as its operation received them."""
+
+    kind: str
+    scale: str | None
+    shift: str | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one input at batch 1: multiply-adds, parameter count, peak bytes of live activations, measured milliseconds."""
+
+    macs: int
+    parameters: int
+    activation_bytes: int
+    latency_ms: float | None = None
+
+
+class CostModel(Protocol):
+    """Closed form of the cost in the number of channels kept in every group."""
+
+    def cost(self, kept: Mapping[str, int]) -> Cost: ...
+
+
+_UNITS = {
+    "macs": {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
+    "parameters": {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9},
+    "channels": {"": 1.0, "K": 1e3},
+    "activation_bytes": {"": 1.0, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30},
+    "file_size": {"": 1.0, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30},
+    "latency": {"": 1.0, "MS": 1.0, "S": 1e3, "US": 1e-3},
+}
+TARGETS = tuple(_UNITS)
+Amount: TypeAlias = "float | int | str"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the small network may cost; every given target must hold.
+
+    A float in (0, 1] is the fraction that is kept; an int, or a string with a unit (``"120M"``, ``"1.5MB"``, ``"8ms"``), is
+    absolute. ``min_channels`` and ``max_pruning_ratio`` (share removed) keep every group alive; ``multiple_of`` asks for layer
+    widths the runtime likes. ``tolerance``: how far below a target the plan may stay before it is `BudgetNotMet`.
+
+    Raises:
+        InvalidBudget: no target, zero, negative, a float above one, an unknown unit.
+    """
+
+    macs: Amount | None = None
+    parameters: Amount | None = None
+    latency: Amount | None = None
+    activation_bytes: Amount | None = None
+    file_size: Amount | None = None
+    channels: Amount | None = None
+    runtime: Literal["eager", "compile", "onnxruntime"] = "eager"
+    min_channels: int = 1
+    multiple_of: int = 1
+    max_pruning_ratio: float = 0.95
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise InvalidBudget(f"a budget needs at least one of {', '.join(TARGETS)}, e.g. Budget(macs=0.5)")
+        for name, amount in self.targets.items():
+            self.limit(name, 1.0) if isinstance(amount, float) else self.limit(name, math.inf)
+        if self.min_channels < 1 or self.multiple_of < 1:
+            raise InvalidBudget("min_channels and multiple_of must be at least 1")
+        if not 0 < self.max_pruning_ratio <= 1 or not 0 <= self.tolerance < 1:
+            raise InvalidBudget("max_pruning_ratio must be in (0, 1] and tolerance in [0, 1)")
+
+    @property
+    def targets(self) -> dict[str, Amount]:
+        """The targets that were given, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in TARGETS and getattr(self, f.name) is not None}
+
+    def limit(self, target: str, full: float) -> float:
+        """The absolute limit of ``target`` for a network that costs ``full`` now."""
+        amount = getattr(self, target)
+        if isinstance(amount, bool):
+            raise InvalidBudget(f"budget {target}={amount!r} is not a number")
+        if isinstance(amount, str):
+            value = _absolute(target, amount)
+        elif isinstance(amount, int):
+            value = float(amount)
+        else:
+            if not 0 < amount <= 1:
+                raise InvalidBudget(
+                    f"budget {target}={amount!r}: a float is the fraction to keep, in (0, 1]; "
+                    f"for an absolute amount give an int or a string with a unit, e.g. {target}='{_example(target)}'"
+                )
+            return amount * full
+        if not (value > 0 and math.isfinite(value)):
+            raise InvalidBudget(f"budget {target}={amount!r} must be above zero")
+        return value
+
+    @classmethod
+    def parse(cls, text: str, **limits: Any) -> Budget:
+        """Read ``"macs=0.5,parameters=1.2M"`` (the command line's form)."""
+        amounts: dict[str, Amount] = {}
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            name, _, raw = (s.strip() for s in part.partition("="))
+            if name not in TARGETS or not raw:
+                raise InvalidBudget(f"can't read budget {part!r}: write TARGET=AMOUNT with TARGET one of {', '.join(TARGETS)}")
+            try:
+                amounts[name] = int(raw) if re.fullmatch(r"[+-]?\d+", raw) else float(raw)
+            except ValueError:
+                amounts[name] = raw
+        return cls(**amounts, **limits)  # pyright: ignore[reportArgumentType]
+
+
+def _example(target: str) -> str:
+    return {"latency": "8ms", "activation_bytes": "2MB", "file_size": "1.5MB", "channels": "500"}.get(target, "120M")
+
+
+def _absolute(target: str, text: str) -> float:
+    match = re.fullmatch(r"\s*([+-]?[0-9.]+(?:e[+-]?\d+)?)\s*([A-Za-z]*)\s*", text)
+    units = _UNITS[target]
+    try:
+        if match is None or match[2].upper() not in units:
+            raise ValueError
+        return float(match[1]) * units[match[2].upper()]
+    except ValueError:
+        known = ", ".join(u for u in units if u)
+        raise InvalidBudget(f"can't read budget {target}={text!r}: a number and a unit of {known}, e.g. '{_example(target)}'") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Importance of every channel, higher = keep: group name -> (num_channels,).
+
+    ``comparable`` says whether scores of different groups are on one scale; where they are not, a global ranking divides each
+    group's scores by their mean.
+    """
+
+    by_group: Mapping[str, Tensor]
+    criterion: str
+    comparable: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class PruningPlan:
+    """Which channels stay: group name -> bool (num_channels,). Groups that are absent stay whole."""
+
+    keep: Mapping[str, Tensor]
+    predicted: Cost
+    provenance: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
+
+    def counts(self) -> dict[str, int]:
+        """Number of channels kept in every group the plan names."""
+        return {name: int(mask.sum()) for name, mask in self.keep.items()}
+
+    @property
+    def num_removed(self) -> int:
+        """Channels that the plan removes, over all groups."""
+        return sum(int((~mask).sum()) for mask in self.keep.values())
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """What `prunus.trace` found: groups of channels, the layers that cost, and what it could not follow.
+
+    ``notes`` are remarks for the user (a training-mode trace that failed, ...). Print it for a table.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    layers: tuple[Layer, ...]
+    unsupported_ops: Counter[str]
+    fingerprint: str
+    cost_model: CostModel
+    norms: tuple[NormAffine, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """Groups that may lose channels."""
+        return tuple(g for g in self.groups if g.frozen_because is None)
+
+    @property
+    def frozen(self) -> tuple[ChannelGroup, ...]:
+        """Groups that may not, each with its reason in ``frozen_because``."""
+        return tuple(g for g in self.groups if g.frozen_because is not None)
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        return next(g for g in self.groups if g.name == name)
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.groups)
+
+    def cost(self, plan: PruningPlan | None = None) -> Cost:
+        """Cost of the network, or of what ``plan`` leaves of it, without touching the network."""
+        return self.cost_model.cost(plan.counts() if plan is not None else {})
+
+    def freeze(self, reasons: Mapping[str, str]) -> ChannelGraph:
+        """The same graph with the named groups frozen for the given reasons."""
+        groups = tuple(replace(g, frozen_because=g.frozen_because or reasons.get(g.name)) for g in self.groups)
+        return replace(self, groups=groups)
+
+    def __str__(self) -> str:
+        rows = [("group", "channels", "written by", "state")]
+        for g in self.groups:
+            state = f"frozen: {g.frozen_because}" if g.frozen_because else ("prunable, mixing" if g.mixing else "prunable")
+            writers = {m.parameter_axis.parameter for m in g.with_role("writes")}
+            rows.append((g.name, str(g.num_channels), f"{len(writers)} parameters", state))
+        widths = [max(len(r[i]) for r in rows) for i in range(3)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(r[:3], widths, strict=True)) + "  " + r[3] for r in rows]
+        cost = self.cost()
+        lines.append(f"{cost.macs:,} MACs, {cost.parameters:,} parameters; {len(self.prunable)} of {len(self.groups)} groups prunable")
+        lines += [f"no rule for {op}: {n} calls" for op, n in self.unsupported_ops.items()] + list(self.notes)
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """Largest output difference between two networks in float64, relative to the largest output magnitude."""
+
+    max_error: float
+    tolerance: float
+    passed: bool
+    detail: str = ""
+
+
+@runtime_checkable
+class GroupViewLike(Protocol):
+    """What a criterion sees of a group: every member as a matrix (num_channels, n); see `prunus.graph.group_view`."""
+
+    @property
+    def group(self) -> ChannelGroup: ...
+
+    def matrices(self, *roles: Role) -> list[Tensor]: ...
+
+
+class Criterion(Protocol):
+    """A pure function from the matrices of a group (and evidence from data) to importance, higher = keep."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def needs(self) -> frozenset[str]: ...
+    @property
+    def paper(self) -> str: ...
+    def score(self, view: Any, evidence: Any) -> Tensor | None: ...
+
+
+class Allocator(Protocol):
+    """Turns scores and a budget into a plan; ``evaluate`` (accuracy) and ``measure`` (ms) are handed in by the pipeline."""
+
+    def allocate(
+        self,
+        graph: ChannelGraph,
+        scores: Scores,
+        budget: Budget,
+        *,
+        evaluate: Callable[[PruningPlan], float] | None = None,
+        measure: Callable[[PruningPlan], float] | None = None,
+    ) -> PruningPlan: ...
+
+
+class SparsityMethod(Protocol):
+    """A method that makes channels removable during training. The loop calls ``penalty`` with the loss, ``after_backward``
+    before the optimizer step and ``after_step`` behind it; ``plan`` and ``finish`` close the run."""
+
+    def prepare(self, model: nn.Module, graph: ChannelGraph) -> nn.Module: ...
+    def penalty(self) -> Tensor | float: ...
+    def after_backward(self) -> None: ...
+    def after_step(self) -> None: ...
+    def plan(self, budget: Budget) -> PruningPlan: ...
+    def finish(self) -> nn.Module: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The first tensor in a nest of tuples, lists and dicts, or None."""
+    leaves: list[Any] = torch.utils._pytree.tree_leaves(value)  # pyright: ignore
+    return next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
