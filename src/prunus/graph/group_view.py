@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from prunus.types import ChannelGroup, GroupMember, NormAffine, Role
@@ -36,7 +35,11 @@ class GroupView:
         return [self.matrix(m) for m in self.group.with_role("scales") if m.parameter_axis.parameter in names]
 
 
-def group_sum(group: ChannelGroup, member: GroupMember, values: Tensor) -> Tensor:
-    """Sum of ``values`` (shaped like the member's parameter) over each channel's slices: (num_channels,)."""
-    along = values.movedim(member.parameter_axis.axis, 0).flatten(1).sum(1) if values.ndim > 1 else values
-    return along[member.positions.to(values.device)].sum(1).to(torch.get_default_dtype() if not values.is_floating_point() else values.dtype)
+def channel_sum(member: GroupMember, along_axis: Tensor) -> Tensor:
+    """Sum over each channel's positions of a vector along the member's axis: (num_channels,)."""
+    return along_axis[member.positions.to(along_axis.device)].sum(1)
+
+
+def sum_along(values: Tensor, axis: int) -> Tensor:
+    """Sum over all other axes: (size of ``axis``,)."""
+    return values.movedim(axis, 0).flatten(1).sum(1) if values.ndim > 1 else values

@@ -1,0 +1,77 @@
+"""Prunus: exact structured pruning for PyTorch convolutional networks."""
+
+from prunus.allocation import ALLOCATORS, allocate
+from prunus.errors import (
+    ArtifactError,
+    BudgetNotMet,
+    DataError,
+    EvidenceError,
+    ExportError,
+    InvalidBudget,
+    NothingPruned,
+    PrunusError,
+    PrunusWarning,
+    RecipeError,
+    TrainingError,
+    UnknownName,
+    UnsupportedNetwork,
+    VerificationFailed,
+)
+from prunus.graph import OP_RULES, op_rule, trace
+from prunus.importance import CRITERIA, score
+from prunus.pipeline.prune import PruneResult, prune
+from prunus.surgery import SurgeryRecord, load, remove, save, silence, verify
+from prunus.types import (
+    Budget,
+    ChannelGraph,
+    ChannelGroup,
+    Cost,
+    GroupMember,
+    Layer,
+    ParameterAxis,
+    PruningPlan,
+    Scores,
+    VerificationReport,
+)
+
+__all__ = [
+    "ALLOCATORS",
+    "CRITERIA",
+    "OP_RULES",
+    "ArtifactError",
+    "Budget",
+    "BudgetNotMet",
+    "ChannelGraph",
+    "ChannelGroup",
+    "Cost",
+    "DataError",
+    "EvidenceError",
+    "ExportError",
+    "GroupMember",
+    "InvalidBudget",
+    "Layer",
+    "NothingPruned",
+    "ParameterAxis",
+    "PruneResult",
+    "PruningPlan",
+    "PrunusError",
+    "PrunusWarning",
+    "RecipeError",
+    "Scores",
+    "SurgeryRecord",
+    "TrainingError",
+    "UnknownName",
+    "UnsupportedNetwork",
+    "VerificationFailed",
+    "VerificationReport",
+    "allocate",
+    "load",
+    "op_rule",
+    "prune",
+    "remove",
+    "save",
+    "score",
+    "silence",
+    "trace",
+    "verify",
+]
