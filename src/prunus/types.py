@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -108,6 +108,10 @@ class CostModel(Protocol):
     """Closed form of the cost in the number of channels kept in every group."""
 
     def cost(self, kept: Mapping[str, int]) -> Cost: ...
+
+    def costs(self, names: Sequence[str], kept: Any) -> Mapping[str, Any]:
+        """Costs of many plans at once: ``kept`` is an array (plans, names), each cost an array (plans,)."""
+        ...
 
 
 _UNITS = {
@@ -267,6 +271,11 @@ class ChannelGraph:
     def frozen(self) -> tuple[ChannelGroup, ...]:
         """Groups that may not, each with its reason in ``frozen_because``."""
         return tuple(g for g in self.groups if g.frozen_because is not None)
+
+    @property
+    def num_prunable_channels(self) -> int:
+        """Layer channels that the prunable groups hold (a channel that takes k positions in its layer counts k times)."""
+        return sum(group.num_channels * group.width_factor for group in self.prunable)
 
     def __getitem__(self, name: str) -> ChannelGroup:
         return next(g for g in self.groups if g.name == name)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from prunus.errors import BudgetNotMet, InvalidBudget, NothingPruned
-from prunus.types import Budget, ChannelGraph, ChannelGroup, Cost, PruningPlan, Scores
+from prunus.types import Budget, ChannelGraph, ChannelGroup, PruningPlan, Scores
 
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 _NOT_CLOSED_FORM = {"latency": "a measured latency model", "file_size": "a measured file"}
 
 
@@ -25,11 +29,11 @@ class GroupWidths:
     order: Tensor
     sorted_scores: Tensor
 
-    def step_scores(self) -> list[float]:
+    def step_scores(self) -> Floats:
         """Mean score of what each step from level i to i + 1 removes, made ascending so that steps are taken in order."""
-        total = torch.cat([torch.zeros(1, dtype=torch.float64), self.sorted_scores.cumsum(0)])
-        steps = [float(total[a] - total[b]) / (a - b) for a, b in zip(self.levels, self.levels[1:], strict=False)]
-        return torch.tensor(steps, dtype=torch.float64).cummax(0).values.tolist() if steps else []
+        total = np.concatenate([[0.0], self.sorted_scores.cumsum(0).numpy()])
+        levels = np.array(self.levels)
+        return np.maximum.accumulate(np.diff(total[levels]) / np.diff(levels))
 
 
 class Widths:
@@ -41,33 +45,46 @@ class Widths:
         for target in budget.targets:
             if target in _NOT_CLOSED_FORM:
                 raise InvalidBudget(f"a budget on {target} needs {_NOT_CLOSED_FORM[target]}, which this version doesn't have: use macs or parameters")
-        self.graph, self.budget = graph, budget
+        self.graph, self.budget, self._scored = graph, budget, set(scores.by_group)
         self.groups = [_widths(g, scores.by_group[g.name], budget) for g in graph.prunable if g.name in scores.by_group]
         self.groups = [g for g in self.groups if len(g.levels) > 1]
         if not self.groups:
             raise NothingPruned(_nothing(graph, scores))
-        self.full = self._amounts(graph.cost_model.cost({}), {})
+        self._names = [g.group.name for g in self.groups]
+        self.table = np.full((len(self.groups), max(len(g.levels) for g in self.groups)), np.inf)
+        """Allowed channel counts (groups, levels), descending, padded with infinity."""
+        for row, group in zip(self.table, self.groups, strict=True):
+            row[: len(group.levels)] = group.levels
+        self._factors = np.array([float(g.group.width_factor) for g in self.groups])
+        self._other_channels = sum(g.num_channels * g.width_factor for g in graph.prunable if g.name not in self._names)
+        whole = np.zeros((1, len(self.groups)), dtype=np.int64)
+        self.full = {target: float(values[0]) for target, values in self._amounts(whole).items()}
         self.limits = {target: budget.limit(target, self.full[target]) for target in budget.targets}
-        if self.gap([0] * len(self.groups)) >= 0:
+        if self.gap(whole[0].tolist()) >= 0:
             raise NothingPruned(f"the network already meets the budget ({self.describe(self.full)}): ask for less")
 
-    def kept(self, levels: list[int]) -> dict[str, int]:
+    def kept(self, levels: Sequence[int]) -> dict[str, int]:
         """Channels kept by group name."""
         return {g.group.name: g.levels[level] for g, level in zip(self.groups, levels, strict=True)}
 
-    def amounts(self, levels: list[int]) -> dict[str, float]:
+    def amounts(self, levels: Sequence[int]) -> dict[str, float]:
         """Cost in every target's unit."""
-        kept = self.kept(levels)
-        return self._amounts(self.graph.cost_model.cost(kept), kept)
+        return {target: float(values[0]) for target, values in self._amounts(np.array([levels])).items()}
 
-    def _amounts(self, cost: Cost, kept: Mapping[str, int]) -> dict[str, float]:
-        channels = sum(kept.get(g.name, g.num_channels) * g.width_factor for g in self.graph.prunable)
-        return {"macs": cost.macs, "parameters": cost.parameters, "activation_bytes": cost.activation_bytes, "channels": channels}
+    def _amounts(self, levels: Ints) -> dict[str, Floats]:
+        """Costs (positions,) of many positions (positions, groups) at once, in every target's unit."""
+        kept = self.table[np.arange(len(self.groups)), levels]
+        costs = self.graph.cost_model.costs(self._names, kept)
+        return {**{name: np.rint(costs[name]) for name in costs}, "channels": kept @ self._factors + self._other_channels}
 
-    def gap(self, levels: list[int]) -> float:
+    def rooms(self, levels: Ints) -> Floats:
+        """Room left under every limit, as a share of it, for many positions (positions, groups): (positions, targets)."""
+        amounts = self._amounts(levels)
+        return np.stack([(limit - amounts[target]) / limit for target, limit in self.limits.items()], axis=1)
+
+    def gap(self, levels: Sequence[int]) -> float:
         """Room left under the tightest limit, as a share of that limit; negative where a limit is exceeded."""
-        amounts = self.amounts(levels)
-        return min((limit - amounts[target]) / limit for target, limit in self.limits.items())
+        return float(self.rooms(np.array([levels])).min())
 
     def check_reachable(self) -> None:
         """Raise `BudgetNotMet` if even the smallest allowed network exceeds the budget, naming what holds the cost."""
@@ -93,7 +110,7 @@ class Widths:
         raise BudgetNotMet(
             f"the budget {self._wish(target)} can only be met with {amounts[target]:,.0f} {target}, {gap:.1%} below it (tolerance "
             f"{self.budget.tolerance:.1%}): the smallest steps are coarse, above all of {self._coarsest(levels, target)}. "
-            f"Accept it with tolerance={math.ceil(gap * 100) / 100:.2f}, or lower multiple_of",
+            f"Accept it with tolerance={math.ceil(gap * 1000) / 1000:.3f}, or lower multiple_of",
             self.plan(levels, allocator),
         )
 
@@ -103,13 +120,18 @@ class Widths:
         return f"{target} <= {self.limits[target]:,.0f}{relative}"
 
     def _blockers(self, levels: list[int], target: str) -> str:
-        """The three groups (frozen or at their floor) without which the cost would fall most."""
+        """The three groups (frozen, unscored or at their floor) without which the cost would fall most."""
         kept = self.kept(levels)
-        full = self._amounts(self.graph.cost_model.cost(kept), kept)[target]
+        full = self.amounts(levels)[target]
         shares: list[tuple[float, str]] = []
         for group in self.graph.groups:
-            without = self._amounts(self.graph.cost_model.cost({**kept, group.name: 0}), {**kept, group.name: 0})[target]
-            why = "frozen" if group.frozen_because else f"at its floor of {kept.get(group.name, group.num_channels)}"
+            left = kept.get(group.name, group.num_channels)
+            if target == "channels":
+                without = full - (left * group.width_factor if group.frozen_because is None else 0)
+            else:
+                without = float(getattr(self.graph.cost_model.cost({**kept, group.name: 0}), target))
+            scored = group.name in self._scored
+            why = "frozen" if group.frozen_because else (f"at its floor of {left}" if scored else "without scores, so kept whole")
             shares.append(((full - without) / full, f"`{group.name}` ({why}"))
         return ", ".join(f"{text}, {share:.0%})" for share, text in sorted(shares, reverse=True)[:3] if share > 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -78,23 +78,27 @@ class ClosedFormCost:
         columns = np.array([i for live in live_at for i in live], dtype=np.int64)
         self._live = csr_matrix((np.ones(len(columns)), (rows, columns)), shape=(len(live_at), len(storages)))
 
-    def counts(self, kept: Mapping[str, int]) -> Floats:
-        """Channels kept per group as an array; groups that ``kept`` doesn't name are whole."""
-        counts = self.full.copy()
-        for name, number in kept.items():
-            counts[self._index[name]] = number
-        return counts
-
     def cost(self, kept: Mapping[str, int]) -> Cost:
-        """Cost per input at batch 1."""
-        widths = self._constant + self._coefficients @ self.counts(kept)
+        """Cost per input at batch 1; groups that ``kept`` doesn't name are whole."""
+        costs = self.costs(list(kept), np.array([list(kept.values())], dtype=np.float64))
+        return Cost(**{name: round(float(values[0])) for name, values in costs.items()})
+
+    def costs(self, names: Sequence[str], kept: Floats) -> dict[str, Floats]:
+        """Costs of many plans at once: ``kept`` (plans, names) channels -> macs, parameters, activation_bytes, each (plans,)."""
+        counts = np.repeat(self.full[:, None], len(kept), axis=1)
+        counts[[self._index[name] for name in names]] = kept.T
+        widths = self._constant[:, None] + self._coefficients @ counts
 
         def products(table: tuple[Floats, npt.NDArray[np.int64]]) -> Floats:
-            return table[0] * widths[table[1]].prod(axis=1) if len(table[0]) else np.zeros(0)
+            factors, rows = table
+            result = np.repeat(factors[:, None], len(kept), axis=1)
+            for column in rows.T:
+                result *= widths[column]
+            return result
 
         live = self._live @ products(self._storages)
-        return Cost(
-            macs=round(float(products(self._layers).sum())),
-            parameters=round(float(products(self._parameters).sum())),
-            activation_bytes=round(float(live.max())) if len(live) else 0,
-        )
+        return {
+            "macs": products(self._layers).sum(axis=0),
+            "parameters": products(self._parameters).sum(axis=0),
+            "activation_bytes": live.max(axis=0) if len(live) else np.zeros(len(kept)),
+        }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from prunus.types import ChannelGroup, GroupMember, NormAffine, Role
@@ -18,11 +19,13 @@ class GroupView:
         self._norms = norms
 
     def matrix(self, member: GroupMember, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The slices of one member, a row for each channel: (num_channels, n)."""
+        """The slices of one member, a row for each channel: (num_channels, n). For reading: it may be a view of the weights."""
         source = (self._tensors if tensors is None else tensors)[member.parameter_axis.parameter].detach()
         rows = source.movedim(member.parameter_axis.axis, 0).flatten(1) if source.ndim > 1 else source.unsqueeze(1)
-        positions = member.positions.to(source.device)
-        return rows[positions.reshape(-1)].reshape(len(positions), -1)
+        positions = member.positions.reshape(-1)
+        if len(positions) != len(rows) or not torch.equal(positions, torch.arange(len(rows))):  # copy only what is out of order
+            rows = rows[positions.to(source.device)]
+        return rows.reshape(len(member.positions), -1)
 
     def matrices(self, *roles: Role) -> list[Tensor]:
         """Matrices (num_channels, n) of the weights (two or more axes) with these roles; biases and norm vectors are left out."""
@@ -41,5 +44,7 @@ def channel_sum(member: GroupMember, along_axis: Tensor) -> Tensor:
 
 
 def sum_along(values: Tensor, axis: int) -> Tensor:
-    """Sum over all other axes: (size of ``axis``,)."""
-    return values.movedim(axis, 0).flatten(1).sum(1) if values.ndim > 1 else values
+    """Sum over all other axes, in float32 at least: (size of ``axis``,)."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    others = [i for i in range(values.ndim) if i != axis]
+    return values.sum(others, dtype=dtype) if others else values.to(dtype)

@@ -6,7 +6,8 @@ together record a pair; the pairs are resolved once, at the end, as connected co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -20,10 +21,12 @@ LabelVector = npt.NDArray[np.int64]
 
 
 class LabelField(NamedTuple):
-    """Labels of a tensor, an entry for each axis along which they vary; ``parametric`` if it is computed from parameters only."""
+    """Labels of a tensor, an entry for each axis along which they vary; ``parametric`` if it is computed from parameters only;
+    ``fixed``: why an axis that lost its labels can't change, so that whatever meets it later is frozen for the same reason."""
 
     axes: dict[int, LabelVector]
     parametric: bool
+    fixed: Mapping[int, str] = MappingProxyType({})
 
 
 class AxisRange(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,16 +62,20 @@ class OpCall:
         """Labels along ``axis``, or None."""
         return self.field(tensor).axes.get(axis % max(tensor.ndim, 1))
 
-    def set(self, tensor: Tensor, axes: dict[int, LabelVector], parametric: bool | None = None) -> None:
-        """Give ``tensor`` labels; axes of size 1 and unlabelled ones are left out."""
+    def set(
+        self, tensor: Tensor, axes: dict[int, LabelVector], parametric: bool | None = None, fixed: Mapping[int, str] | None = None
+    ) -> None:
+        """Give ``tensor`` labels; axes of size 1 and unlabelled ones are left out. ``fixed``: why other axes can't change."""
         if parametric is None:
             parametric = all(self.field(t).parametric for t in self.tensors)
-        self.tracer.set_field(tensor, LabelField({a: v for a, v in axes.items() if len(v) > 1}, parametric))
+        self.tracer.set_field(tensor, LabelField({a: v for a, v in axes.items() if len(v) > 1}, parametric, fixed or {}))
 
     def follow(self, source: Tensor, out: Tensor | None = None) -> None:
         """The result (each result) carries the labels of ``source``, axis for axis."""
+        field = self.field(source)
         for target in [out] if out is not None else self.outs:
-            self.set(target, {a: v for a, v in self.field(source).axes.items() if a < target.ndim and target.shape[a] == len(v)})
+            axes = {a: v for a, v in field.axes.items() if a < target.ndim and target.shape[a] == len(v)}
+            self.set(target, axes, fixed=field.fixed if target.shape == source.shape else None)
 
     # -- saying what happens to channels
 
@@ -110,9 +114,9 @@ class OpCall:
         if labels is not None:
             self.tracer.roles.append((labels, role))
 
-    def freeze(self, labels: LabelVector, why: str) -> None:
-        """These channels can't be removed, with the reason and the place."""
-        self.tracer.freeze(labels, f"{why} in {self.place}")
+    def freeze(self, labels: LabelVector, why: str) -> str:
+        """These channels can't be removed; returns the reason with the place, for `set`'s ``fixed``."""
+        return self.tracer.freeze(labels, f"{why} in {self.place}")
 
     def freeze_all(self, why: str) -> None:
         """Freeze whatever touches this operation; its results carry no labels."""

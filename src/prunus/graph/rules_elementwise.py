@@ -25,31 +25,38 @@ def pointwise(op: OpCall) -> None:
             _written_into_view(op, tensors[0], {}, before.axes)
         return
     for out in op.outs:
-        axes = {axis: labels for axis in range(out.ndim) if (labels := _meet(op, operands, out, axis)) is not None}
+        fixed: dict[int, str] = {}
+        axes = {axis: labels for axis in range(out.ndim) if (labels := _meet(op, operands, out, axis, fixed)) is not None}
         if is_mutating(op.func):
             _written_into_view(op, tensors[0], op.field(tensors[0]).axes, axes)
-        op.set(out, axes)
+        op.set(out, axes, fixed=fixed)
 
 
-def _meet(op: OpCall, operands: list[Tensor], out: Tensor, axis: int) -> LabelVector | None:
-    """Labels of the result along ``axis``, after unifying the operands that extend along it."""
+def _meet(op: OpCall, operands: list[Tensor], out: Tensor, axis: int, fixed: dict[int, str]) -> LabelVector | None:
+    """Labels of the result along ``axis``, after unifying the operands that extend along it; reasons go into ``fixed``."""
     size = out.shape[axis]
     if size == 1:
         return None
     found: LabelVector | None = None
-    fixed = False
+    is_fixed = False
     for tensor in operands:
         own = axis - (out.ndim - tensor.ndim)
         if own < 0 or tensor.shape[own] == 1:
             continue
         labels = op.labels(tensor, own)
         if labels is None:
-            fixed = True
+            is_fixed = True
+            if own in (reasons := op.field(tensor).fixed):
+                fixed.setdefault(axis, reasons[own])
         else:
             found = labels if found is None else op.unify(found, labels)
-    if found is not None and fixed:
-        return op.unify(found, None, "meets a tensor whose width is fixed")
-    return found
+    if found is None or not is_fixed:
+        return found
+    if axis in fixed:
+        op.tracer.frozen.append((found, fixed[axis]))
+    else:
+        fixed[axis] = op.freeze(found, "meets a tensor whose width is fixed")
+    return None
 
 
 def _written_into_view(op: OpCall, target: Tensor, before: dict[int, LabelVector], after: dict[int, LabelVector]) -> None:

@@ -94,7 +94,10 @@ def part(op: OpCall) -> None:
             op.set(out, {**axes, axis: labels[start + i * width : start + (i + 1) * width]})
         return
     else:
-        op.freeze(labels, "split into unequal parts whose widths are held in Python")
+        fixed = {axis: op.freeze(labels, "split into unequal parts whose widths are held in Python")}
+        for out in op.outs:
+            op.set(out, axes, fixed=fixed)
+        return
     for out in op.outs:
         op.set(out, axes)
 
@@ -168,12 +171,13 @@ def pad(op: OpCall) -> None:
     source: Tensor = op.args[0]
     amounts: list[int] = op.args[1]
     axes = dict(op.field(source).axes)
+    fixed = dict(op.field(source).fixed)
     for axis, labels in op.field(source).axes.items():
         i = 2 * (source.ndim - 1 - axis)
         if any(amounts[i : i + 2]):
-            op.freeze(labels, "padded with constant channels (a width held in Python)")
+            fixed[axis] = op.freeze(labels, "padded with constant channels (a width held in Python)")
             del axes[axis]
-    op.set(op.outs[0], axes)
+    op.set(op.outs[0], axes, fixed=fixed)
 
 
 def spatial(pixels: int) -> Callable[[OpCall], None]:

@@ -19,10 +19,10 @@ from prunus.graph.dry_run import ValuesNeeded, needs_values, shape_only
 from prunus.graph.labels import LabelField, LabelSpace, LabelVector
 from prunus.graph.op_call import NO_LABELS, OpCall
 from prunus.graph.op_rules import rule_for
-from prunus.types import Role
+from prunus.types import Role, call_model
 
 _ATTRIBUTE = "_prunus_labels"
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+_NOT_THE_NETWORK = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 
 
 class LayerCall:
@@ -85,10 +85,12 @@ class Tracer(TorchDispatchMode):
 
     # -- what op calls record
 
-    def freeze(self, labels: LabelVector, reason: str) -> None:
+    def freeze(self, labels: LabelVector, reason: str) -> str:
         """Record a reason; the source line is looked up here because freezing is rare."""
         line = source_line()
-        self.frozen.append((labels, f"{reason}{f', {line}' if line else ''}"))
+        reason = f"{reason}{f', {line}' if line else ''}"
+        self.frozen.append((labels, reason))
+        return reason
 
     def mixed(
         self,
@@ -160,11 +162,11 @@ class Tracer(TorchDispatchMode):
 
 
 def source_line() -> str:
-    """``file.py:12`` of the innermost frame that belongs neither to PyTorch nor to this package."""
+    """``file.py:12`` of the innermost frame of the network's own code: neither PyTorch, nor the tracer, nor its caller."""
     frame = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code is not call_model.__code__:
         name = frame.f_code.co_filename
-        if not name.startswith(_LIBRARIES) and not name.startswith("<"):
+        if not name.startswith(_NOT_THE_NETWORK):
             return f"{Path(name).name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

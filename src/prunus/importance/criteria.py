@@ -114,7 +114,9 @@ def score(
             raise UnknownName.among("kind of evidence", next(iter(unknown)), COLLECTORS)
         run = DataRun(data, loss_fn, forward_fn, batches)
         evidence = Evidence({kind: COLLECTORS[kind](model, graph, run) for kind in sorted(row.needs)}, seed)
-    tensors = dict(named_tensors(model))
+    own = isinstance(row, CriterionRow)
+    # Matrices may be views of the weights: a user's criterion gets copies, so that writing into them does no harm.
+    tensors = {name: tensor if own else tensor.detach().clone() for name, tensor in named_tensors(model)}
     by_group: dict[str, Tensor] = {}
     with torch.no_grad():
         for group in graph.prunable:

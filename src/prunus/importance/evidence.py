@@ -92,6 +92,7 @@ def gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[
 def example_gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[str, Tensor]:
     """Mean over minibatches of the sum over examples of the squared derivative by each example's own gate."""
     readable = [g for g in graph.prunable if g.with_role("reads")]
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     totals = {g.name: torch.zeros(g.num_channels, dtype=torch.float64) for g in readable}
     used: set[str] = set()
     count = 0
@@ -101,7 +102,7 @@ def example_gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) 
             example = first_tensor(batch[0])
             if example is None:
                 raise EvidenceError("the per-example variant needs a tensor among the inputs, with the examples along its first axis")
-            gates = {g.name: torch.ones(len(example), g.num_channels, device=example.device, requires_grad=True) for g in readable}
+            gates = {g.name: torch.ones(len(example), g.num_channels, dtype=dtype, device=example.device, requires_grad=True) for g in readable}
             try:
                 with Gates(model, graph, gates):
                     loss = run.loss(model, batch)

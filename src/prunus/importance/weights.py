@@ -15,19 +15,24 @@ def _mean_over(scores: list[Tensor]) -> Tensor | None:
     return torch.stack(scores).mean(0) if scores else None
 
 
+def _norm(matrix: Tensor, order: int) -> Tensor:
+    """Norm of each row, in float32 at least: half precision would tie what differs."""
+    return torch.linalg.vector_norm(matrix, order, dim=1, dtype=torch.promote_types(matrix.dtype, torch.float32))
+
+
 def l1(view: GroupView, evidence: Evidence) -> Tensor | None:
     """Sum of absolute weights of each filter; mean over the weights that write the group."""
-    return _mean_over([m.abs().sum(1) for m in view.matrices("writes")])
+    return _mean_over([_norm(m, 1) for m in view.matrices("writes")])
 
 
 def l2(view: GroupView, evidence: Evidence) -> Tensor | None:
     """Euclidean norm of each filter; mean over the weights that write the group."""
-    return _mean_over([m.norm(dim=1) for m in view.matrices("writes")])
+    return _mean_over([_norm(m, 2) for m in view.matrices("writes")])
 
 
 def bn_scale(view: GroupView, evidence: Evidence) -> Tensor | None:
     """Absolute scale (gamma) of the norm layers on the group, mean over them; None where the group has no norm layer."""
-    return _mean_over([m.abs().mean(1) for m in view.norm_scales()])
+    return _mean_over([_norm(m, 1) / m.shape[1] for m in view.norm_scales()])
 
 
 def random(view: GroupView, evidence: Evidence) -> Tensor | None:

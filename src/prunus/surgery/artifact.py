@@ -49,6 +49,11 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     return small
 
 
+def read_record(path: str | os.PathLike[str]) -> SurgeryRecord:
+    """The surgery record of a file that `save` wrote; raises `ArtifactError` like `load`."""
+    return _read(Path(path))[1]
+
+
 def _persistent(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and saved buffers, each once under its first name (a shared tensor is stored once)."""
     saved = model.state_dict(keep_vars=True).keys()

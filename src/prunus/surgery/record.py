@@ -9,9 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeAlias, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunus.errors import ArtifactError
+from prunus.graph.build import fingerprint
 
 _MOST_INDICES = 2**24  # a record is small; a file that asks for more is damaged or hostile
 
@@ -85,6 +86,11 @@ class SurgeryRecord:
             kept, size = (edit.kept, edit.size) if before is None else (before.kept[edit.kept], before.size)
             slices[edit.parameter, edit.axis] = SliceEdit(edit.parameter, edit.axis, kept, size)
         return SurgeryRecord(self.fingerprint, (*slices.values(), *attributes.values()), later.versions)
+
+    @classmethod
+    def nothing_removed(cls, model: nn.Module) -> SurgeryRecord:
+        """The record of a network that is still whole."""
+        return cls(fingerprint(model), (), current_versions())
 
     def to_json(self) -> str:
         """The record as JSON text."""

@@ -1,0 +1,61 @@
+# `make demo` and `make test` do all the set-up a fresh machine needs. VENV=DIR chooses another environment, PYTHON=... the
+# interpreter that creates it, ARGS=... adds arguments to pytest or to the demo.
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Named after the contents of pyproject.toml, so that touching or cloning the file doesn't install again and changing it does.
+FINGERPRINT := $(shell cksum < pyproject.toml | cut -d' ' -f1)
+STAMP := $(VENV)/.installed-$(FINGERPRINT)
+BENCH_STAMP := $(VENV)/.bench-$(FINGERPRINT)
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: help setup demo test lint format bench
+
+help:
+	@echo "make demo   install if needed, then prune a trained network end to end"
+	@echo "make test   install if needed, then run the tests (ARGS='-k name' to choose, ARGS='-m slow' for the slow ones)"
+	@echo "make lint   ruff, the formatter's check, pyright strict on src/"
+	@echo "make format let ruff mend what it can"
+	@echo "make bench  run every file of benchmarks/"
+	@echo "make setup  only install, into $(VENV)"
+
+setup: $(STAMP)
+
+$(VENV)/bin/python:
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10 python3.14 python; do \
+	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	        echo "Creating $(VENV) with $$("$$python" --version)"; \
+	        exec "$$python" -m venv --clear "$(VENV)"; \
+	    fi; \
+	done; \
+	echo "Prunus needs Python 3.10 or newer with the venv module, and found none. Install one" >&2; \
+	echo "(Debian, Ubuntu: apt-get install python3-venv) or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+$(STAMP): | $(VENV)/bin/python
+	@echo "Installing Prunus and what it needs into $(VENV); PyTorch is large, so this takes a few minutes, once"
+	@$(PIP) install --no-compile -e ".[dev]"
+	@rm -f $(VENV)/.installed-* && touch $@
+
+$(BENCH_STAMP): $(STAMP)
+	@echo "Installing the libraries that the benchmarks compare with"
+	@$(PIP) install --no-compile -e ".[dev,bench]"
+	@rm -f $(VENV)/.bench-* && touch $@
+
+demo: $(STAMP)
+	@$(BIN)/prunus demo $(ARGS)
+
+# Two processes of one torch thread each (tests/conftest.py); one file stays in one process, so that its fixtures run once.
+test: $(STAMP)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(BENCH_STAMP)
+	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

@@ -1,0 +1,263 @@
+"""The commands. Each is a thin call into the library; errors become one readable paragraph and an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor, nn
+
+from prunus import CRITERIA, Budget, load, prune, save, trace
+from prunus.cli.tables import graph_json, graph_table, result_notes, result_table
+from prunus.config import load_recipe
+from prunus.errors import InvalidBudget, PrunusError, PrunusWarning, RecipeError, UnknownName
+from prunus.sources import DataBundle, load_data, load_model, make_loader
+
+_USAGE = (UnknownName, RecipeError, InvalidBudget)
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+
+class _Commands(typer.core.TyperGroup):
+    """Exit codes: 0 done, 2 usage, 1 failure."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        warnings.showwarning = _show_warning
+        warnings.simplefilter("always", PrunusWarning)
+        try:
+            return super().invoke(ctx)
+        except PrunusError as error:
+            _err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(2 if isinstance(error, _USAGE) else 1) from None
+
+
+def _show_warning(message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    if issubclass(category, PrunusWarning):
+        _err.print(f"[yellow]warning:[/yellow] {escape(str(message))}", soft_wrap=True)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Exact structured pruning for PyTorch convolutional networks.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelArgument = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, cifar:resnet20, or path/to/file.py:function")]
+Weights = Annotated[str | None, typer.Option(help="file of weights: .safetensors, or .pt (read without pickle)")]
+Input = Annotated[str | None, typer.Option("--input", help="shape of one input, e.g. 3x224x224 (default: the data's, else the usual one)")]
+Classes = Annotated[int | None, typer.Option(help="outputs of the classifier (default: the data's, else the network's own)")]
+Arguments = Annotated[list[str] | None, typer.Option("--argument", help="NAME=VALUE for the network's constructor; may be repeated")]
+Keep = Annotated[list[str] | None, typer.Option(help="module or parameter name, or glob, that is never pruned; may be repeated")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+Data = Annotated[str | None, typer.Option(help="digits, folder:PATH, fake:3x32x32x10, or path/to/file.py:function")]
+ImageSize = Annotated[int | None, typer.Option(help="pixels; resizes and crops the data's images")]
+Seed = Annotated[int, typer.Option(help="of everything random")]
+
+
+@app.command()
+def inspect(
+    model: ModelArgument,
+    weights: Weights = None,
+    input_shape: Input = None,
+    num_classes: Classes = None,
+    argument: Arguments = None,
+    keep: Keep = None,
+    mixing: Annotated[str, typer.Option(help="allow or freeze groups whose statistics change with the width")] = "allow",
+    as_json: AsJson = False,
+) -> None:
+    """Show the channel groups of a network: what can be pruned, what is frozen and why, MACs and parameters."""
+    network = _network(model, weights, num_classes, None, argument)
+    graph = trace(network, _random_input(model, input_shape), keep or (), mixing)  # pyright: ignore[reportArgumentType]
+    if as_json:
+        print(json.dumps(graph_json(graph), indent=2))
+        return
+    cost = graph.cost()
+    _out.print(graph_table(graph))
+    _out.print(f"{cost.macs:,} MACs, {cost.parameters:,} parameters, {cost.activation_bytes:,} bytes of activations at the peak, per input")
+    _out.print(f"{len(graph.prunable)} of {len(graph.groups)} groups are prunable")
+    for note in (*(f"no rule for {op}: {n} calls" for op, n in graph.unsupported_ops.items()), *graph.notes):
+        _out.print(f"note: {escape(note)}", soft_wrap=True)
+
+
+@app.command("prune")
+def prune_command(
+    model: ModelArgument,
+    budget: Annotated[str, typer.Option(help="macs=0.5 keeps half; parameters=1.2M is absolute; several, by comma, must all hold")],
+    out: Annotated[Path, typer.Option(help="file of the small network")] = Path("small.prunus"),
+    criterion: Annotated[str, typer.Option(help="a name from `prunus criteria`")] = "l1",
+    allocator: Annotated[str, typer.Option(help="uniform or global")] = "global",
+    data: Data = None,
+    image_size: ImageSize = None,
+    batches: Annotated[int, typer.Option(help="batches of 64 images that a criterion with data sees")] = 8,
+    weights: Weights = None,
+    input_shape: Input = None,
+    num_classes: Classes = None,
+    argument: Arguments = None,
+    keep: Keep = None,
+    mixing: Annotated[str, typer.Option(help="allow or freeze groups whose statistics change with the width")] = "allow",
+    min_channels: Annotated[int, typer.Option(help="channels that every group keeps at least")] = 1,
+    multiple_of: Annotated[int, typer.Option(help="layer widths are multiples of this")] = 1,
+    max_pruning_ratio: Annotated[float, typer.Option(help="largest share that any group loses")] = 0.95,
+    tolerance: Annotated[float, typer.Option(help="how far below the budget the plan may stay")] = 0.01,
+    onnx: Annotated[Path | None, typer.Option(help="also write the small network as ONNX, checked against onnxruntime")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Prune a network once, prove the result and save it. Without training: use `prunus run` to recover accuracy."""
+    limits = {"min_channels": min_channels, "multiple_of": multiple_of, "max_pruning_ratio": max_pruning_ratio, "tolerance": tolerance}
+    wanted = Budget.parse(budget, **limits)
+    bundle = _bundle(data, image_size, seed)
+    network = _network(model, weights, num_classes, bundle, argument, seed)
+    examples = torch.stack([bundle.test[i][0] for i in (0, 1)]) if bundle else _random_input(model, input_shape)
+    needs_data = criterion in CRITERIA and bool(CRITERIA[criterion].needs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        loader = make_loader(bundle.calibration, batch_size=64, shuffle=True) if bundle and needs_data else None
+        result = prune(
+            network, examples, wanted, criterion, loader, None, allocator, keep or (), mixing=mixing, batches=batches, seed=seed  # pyright: ignore[reportArgumentType]
+        )
+    save(result.model, result.record, out)
+    written = [str(out)]
+    if onnx is not None:
+        from prunus.export import export_onnx
+
+        written.append(str(export_onnx(result.model, examples, onnx).path))
+    if as_json:
+        assert result.verification is not None
+        print(json.dumps({"budget": result.plan.provenance["budget"], "max_error": result.verification.max_error, "kept": result.plan.counts(), "files": written}, indent=2))
+    else:
+        _out.print(escape(str(result)))
+        _out.print(f"written: {', '.join(map(escape, written))}")
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[Path, typer.Argument(help="a TOML file")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.field=value, over the recipe's; may be repeated")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the run (default: runs/NAME)")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue a run that was stopped")] = False,
+) -> None:
+    """Carry out a recipe: load or train, prune, prove, recover, evaluate, export, report."""
+    checked = load_recipe(recipe, overrides)
+    _run(checked, out or Path("runs") / checked.name, resume)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder of the run")] = Path("prunus-demo"),
+    resume: Annotated[bool, typer.Option("--resume", help="continue a demo that was stopped")] = False,
+) -> None:
+    """Train a residual network on handwritten digits, prune it to 40 % of its MACs, recover, export and report."""
+    with as_file(files("prunus") / "recipes" / "digits.toml") as path:
+        recipe = load_recipe(path)
+    number = 1
+    while not resume and out.exists():  # a second demo doesn't touch the first
+        number += 1
+        out = out.with_name(f"{out.name.removesuffix(f'-{number - 1}')}-{number}")
+    _run(recipe, out, resume)
+
+
+def _run(recipe: Any, out: Path, resume: bool) -> None:
+    from prunus.pipeline.run import run
+
+    result = run(recipe, out, resume=resume, announce=_announcer())
+    _out.print(result_table(result))
+    for note in result_notes(result):
+        _out.print(escape(note), soft_wrap=True)
+    _out.print(f"{result['seconds']:.0f} s; written to {escape(str(out))}: {escape(', '.join(result['files']))}", soft_wrap=True)
+
+
+def _announcer() -> Callable[[str], None]:
+    if not sys.stderr.isatty():
+        return lambda _: None
+    return lambda stage: _err.print(f"[bold]{stage.replace('-', ' ')}[/bold]")
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    data: Annotated[str, typer.Option(help="digits, folder:PATH, fake:3x32x32x10, or path/to/file.py:function")],
+    weights: Weights = None,
+    pruned: Annotated[Path | None, typer.Option(help="a file that Prunus saved; MODEL is the network it was made from")] = None,
+    image_size: ImageSize = None,
+    batch_size: Annotated[int, typer.Option(help="images per step")] = 256,
+    num_classes: Classes = None,
+    argument: Arguments = None,
+    as_json: AsJson = False,
+) -> None:
+    """Accuracy and loss of a network, full or pruned, on the test images."""
+    from prunus.training import evaluate as run_evaluation
+
+    bundle = _bundle(data, image_size, 0)
+    assert bundle is not None
+    network = _network(model, weights, num_classes, bundle, argument)
+    if pruned is not None:
+        network = load(pruned, network)
+    found = run_evaluation(network, make_loader(bundle.test, batch_size=batch_size, shuffle=False))
+    if as_json:
+        print(json.dumps({"accuracy": found.accuracy, "loss": found.loss, "count": found.count}))
+    else:
+        _out.print(f"accuracy {found.accuracy:.2%}, loss {found.loss:.4f}, on {found.count} test images")
+
+
+@app.command()
+def criteria(as_json: AsJson = False) -> None:
+    """List the criteria: what they need and where they come from."""
+    rows = [
+        {"name": row.name, "summary": row.summary, "needs": sorted(row.needs), "options": sorted(row.variants), "paper": row.paper}
+        for row in CRITERIA.values()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table()
+    for heading in ("criterion", "what", "needs data", "options", "paper"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], escape(row["summary"]), "yes" if row["needs"] else "no", ", ".join(row["options"]), escape(row["paper"]))
+    _out.print(table)
+
+
+def _bundle(data: str | None, image_size: int | None, seed: int) -> DataBundle | None:
+    return None if data is None else load_data(data, image_size=image_size, seed=seed)
+
+
+def _network(
+    source: str, weights: str | None, num_classes: int | None, bundle: DataBundle | None, arguments: list[str] | None, seed: int = 0
+) -> nn.Module:
+    settings: dict[str, Any] = {}
+    for item in arguments or []:
+        name, sep, raw = item.partition("=")
+        if not sep:
+            raise RecipeError(f"can't read --argument {item!r}: write NAME=VALUE")
+        try:
+            settings[name] = json.loads(raw)
+        except json.JSONDecodeError:
+            settings[name] = raw
+    classes = num_classes if num_classes is not None or bundle is None else bundle.num_classes
+    channels = bundle.input_shape[0] if bundle is not None else None
+    return load_model(source, weights=weights, num_classes=classes, in_channels=channels, arguments=settings, seed=seed)
+
+
+def _random_input(source: str, text: str | None) -> Tensor:
+    text = text or ("3x32x32" if source.startswith("cifar:") else "3x224x224")
+    try:
+        shape = [int(part) for part in text.lower().split("x")]
+        if not shape or min(shape) < 1:
+            raise ValueError
+    except ValueError:
+        raise RecipeError(f"can't read --input {text!r}: write the shape of one input, e.g. 3x224x224") from None
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,8 @@
+"""Files for other runtimes, each compared with the PyTorch network before it gets its name, and side-by-side timing."""
+
+from __future__ import annotations
+
+from prunus.export.onnx import ExportCheck, export_onnx
+from prunus.export.runtimes import Latency, measure_latency, measure_onnx_latency
+
+__all__ = ["ExportCheck", "Latency", "export_onnx", "measure_latency", "measure_onnx_latency"]

@@ -1,0 +1,265 @@
+"""`run`: a whole recipe, from images to a small, recovered, exported and explained network."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.config import OptimizerConfig, Recipe
+from prunus.errors import DataError
+from prunus.export import export_onnx, measure_latency, measure_onnx_latency
+from prunus.graph import trace
+from prunus.pipeline.prune import PruneResult, prune
+from prunus.pipeline.result import environment, group_rows, network_row
+from prunus.pipeline.stages import Stages, write_json
+from prunus.reconstruction import recalibrate
+from prunus.report import write_report
+from prunus.sources import DataBundle, load_data, load_model, make_loader
+from prunus.surgery import SurgeryRecord, load, save
+from prunus.surgery.artifact import read_record
+from prunus.training import evaluate, train
+from prunus.types import Amount, Budget, ChannelGraph, Cost
+
+EXAMPLES = 2  # images in the batch that is traced and verified
+
+
+def run(recipe: Recipe, out: Path, *, resume: bool = False, announce: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Carry out ``recipe`` in the folder ``out`` and return what ``result.json`` holds.
+
+    The folder gets ``result.json``, ``report.html``, ``small.prunus`` (for `prunus.load`), ``small.onnx`` if asked for, and the
+    stages' own files. With ``resume`` a run that was killed continues: finished stages are skipped, training goes on at its last epoch.
+
+    Raises:
+        PrunusError: whatever a stage raises; files of finished stages stay.
+    """
+    return _Run(recipe, out, resume, announce).execute()
+
+
+class _Run:
+    def __init__(self, recipe: Recipe, out: Path, resume: bool, announce: Callable[[str], None]) -> None:
+        self.recipe, self.out, self.resume = recipe, out, resume
+        self.started = time.perf_counter()
+        self.data = _load_data(recipe)
+        self.stages = Stages(out, recipe.model_dump(mode="json"), resume, announce)
+        images = [self.data.test[i][0] for i in range(EXAMPLES)]
+        self.examples = torch.stack(images)
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def execute(self) -> dict[str, Any]:
+        self._do("train", self._train)
+        self._do("evaluate-before", lambda: {"evaluation": self._evaluate(self._base(), "before pruning")})
+        rounds = self.recipe.prune.rounds
+        for number in range(1, rounds + 1):
+            self._do(f"round-{number}-prune", lambda n=number: self._prune(n))
+            self._do(f"round-{number}-recalibrate", lambda n=number: self._recalibrate(n))
+            self._do(f"round-{number}-fine-tune", lambda n=number: self._fine_tune(n))
+        self._do("export", self._export)
+        result = self._result()
+        write_json(self.out / "result.json", result)
+        write_report(result, self.out / "report.html")
+        return result
+
+    def _do(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        begin = time.perf_counter()
+        self.results[name] = self.stages.run(name, lambda: {**work(), "seconds": time.perf_counter() - begin})
+
+    # -- networks at the different stages
+
+    def _fresh(self) -> nn.Module:
+        model = self.recipe.model
+        classes, channels = self.data.num_classes, self.data.input_shape[0]
+        return load_model(
+            model.source, weights=model.weights, num_classes=classes, in_channels=channels, arguments=model.arguments, seed=self.recipe.seed
+        )
+
+    def _base(self) -> nn.Module:
+        return load(self.out / "base.prunus", self._fresh())
+
+    def _after(self, number: int, stage: str) -> nn.Module:
+        return self._base() if number == 0 else load(self.out / f"round-{number}-{stage}.prunus", self._fresh())
+
+    def _save(self, model: nn.Module, record: SurgeryRecord, number: int, stage: str) -> None:
+        save(model, record, self.out / f"round-{number}-{stage}.prunus")
+
+    def _record(self, number: int, stage: str) -> SurgeryRecord:
+        return read_record(self.out / ("base.prunus" if number == 0 else f"round-{number}-{stage}.prunus"))
+
+    # -- stages
+
+    def _fit(self, model: nn.Module, settings: OptimizerConfig, name: str) -> list[dict[str, Any]]:
+        data = self.recipe.data
+        loader = make_loader(self.data.train, batch_size=data.batch_size, shuffle=True, workers=data.workers)
+        validation = make_loader(self.data.validation, batch_size=data.eval_batch_size, shuffle=False, workers=data.workers)
+        log = train(
+            model,
+            loader,
+            settings,
+            seed=self.recipe.seed,
+            checkpoint=self.out / "checkpoints" / f"{name}.safetensors",
+            resume=self.resume,
+            evaluation_loader=validation,
+            description=name,
+        )
+        return [asdict(epoch) for epoch in log.epochs]
+
+    def _train(self) -> dict[str, Any]:
+        (self.out / "checkpoints").mkdir(exist_ok=True)
+        model = self._fresh()
+        epochs = self._fit(model, self.recipe.train, "train")
+        save(model, SurgeryRecord.nothing_removed(model), self.out / "base.prunus")
+        return {"epochs": epochs}
+
+    def _evaluate(self, model: nn.Module, stage: str) -> dict[str, Any]:
+        data = self.recipe.data
+        loader = make_loader(self.data.test, batch_size=data.eval_batch_size, shuffle=False, workers=data.workers)
+        return {"stage": stage, "split": "test", **asdict(evaluate(model, loader, description=f"evaluate {stage}"))}
+
+    def _named(self, number: int, stage: str) -> str:
+        return stage if self.recipe.prune.rounds == 1 else f"round {number}: {stage}"
+
+    def _calibration(self, batches: int) -> list[Any]:
+        """The same seeded batches of training images, without augmentation, whichever stage asks."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)
+            loader = make_loader(self.data.calibration, batch_size=self.recipe.data.batch_size, shuffle=True)
+            return [batch for batch, _ in zip(loader, range(batches), strict=False)]
+
+    def _prune(self, number: int) -> dict[str, Any]:
+        settings = self.recipe.prune
+        model = self._after(number - 1, "fine-tune")
+        budget = settings.to_budget()
+        if settings.rounds > 1:
+            budget = round_budget(budget, trace(self._base(), self.examples, settings.keep, settings.mixing), number, settings.rounds)
+        result = prune(
+            model,
+            self.examples,
+            budget,
+            settings.criterion,
+            self._calibration(settings.batches),
+            allocator=settings.allocator,
+            keep=settings.keep,
+            mixing=settings.mixing,
+            seed=self.recipe.seed,
+            **settings.criterion_options,
+        )
+        self._save(result.model, self._record(number - 1, "fine-tune").compose(result.record), number, "prune")
+        return {"evaluation": self._evaluate(result.model, self._named(number, "after pruning")), **_describe(result)}
+
+    def _recalibrate(self, number: int) -> dict[str, Any]:
+        model = self._after(number, "prune")
+        images = recalibrate(model, self._calibration(self.recipe.recover.recalibrate_batches)) if self.recipe.recover.recalibrate_batches else 0
+        self._save(model, self._record(number, "prune"), number, "recalibrate")
+        return {"images": images, "evaluation": self._evaluate(model, self._named(number, "after recalibration"))}
+
+    def _fine_tune(self, number: int) -> dict[str, Any]:
+        model = self._after(number, "recalibrate")
+        epochs = self._fit(model, self.recipe.recover, "fine-tune" if self.recipe.prune.rounds == 1 else f"round-{number}-fine-tune")
+        self._save(model, self._record(number, "recalibrate"), number, "fine-tune")
+        return {"epochs": epochs, "evaluation": self._evaluate(model, self._named(number, "after fine-tuning"))}
+
+    def _export(self) -> dict[str, Any]:
+        settings, rounds = self.recipe.export, self.recipe.prune.rounds
+        base, small = self._base().eval(), self._after(rounds, "fine-tune").eval()
+        save(base, SurgeryRecord.nothing_removed(base), self.out / "full.prunus")
+        save(small, self._record(rounds, "fine-tune"), self.out / "small.prunus")
+        one = self.examples[:1]
+        latency = measure_latency({"before": base, "after": small}, one, runs=settings.latency_runs, threads=settings.threads)
+        exports: list[dict[str, Any]] = []
+        if settings.onnx:
+            check = export_onnx(small, one, self.out / "small.onnx", check_inputs=[self.examples])
+            export_onnx(base, one, self.out / "full.onnx")
+            files = {"before": self.out / "full.onnx", "after": self.out / "small.onnx"}
+            times = measure_onnx_latency(files, one, runs=settings.latency_runs, threads=settings.threads)
+            row = {k: v for k, v in asdict(check).items() if k != "path"}
+            exports.append({**row, "file": check.path.name, "latency_before": asdict(times["before"]), "latency_after": asdict(times["after"])})
+        return {"latency": {name: asdict(value) for name, value in latency.items()}, "exports": exports}
+
+    # -- the result
+
+    def _result(self) -> dict[str, Any]:
+        recipe, rounds = self.recipe, self.recipe.prune.rounds
+        first, last = self.results["round-1-prune"], self.results[f"round-{rounds}-prune"]
+        base = self._base()
+        graph = trace(base, self.examples, recipe.prune.keep, recipe.prune.mixing)
+        latency = self.results["export"]["latency"]
+        budget = [{**row, "full": start["full"]} for row, start in zip(last["budget"], first["budget"], strict=True)]
+        verifications = [self.results[f"round-{n}-prune"]["verification"] for n in range(1, rounds + 1)]
+        frozen = {name: why for n in range(1, rounds + 1) for name, why in self.results[f"round-{n}-prune"]["frozen"].items()}
+        return {
+            "prunus": environment()["prunus"],
+            "name": recipe.name,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "seconds": sum(r["seconds"] for r in self.results.values()),
+            "request": {
+                "model": recipe.model.source,
+                "weights": recipe.model.weights,
+                "data": recipe.data.source,
+                "seed": recipe.seed,
+                **recipe.prune.model_dump(mode="json", include={"criterion", "allocator", "rounds", "budget", "mixing", "keep"}),
+            },
+            "budget": budget,
+            "stages": [r["evaluation"] for r in self.results.values() if "evaluation" in r],
+            "training": {name.replace("-", " "): r["epochs"] for name, r in self.results.items() if r.get("epochs")},
+            "networks": {
+                "before": network_row(Cost(**first["before"]), self.out / "full.prunus", latency["before"]),
+                "after": network_row(Cost(**last["after"]), self.out / "small.prunus", latency["after"]),
+            },
+            "groups": group_rows(graph, self._record(rounds, "fine-tune"), frozen),
+            "unsupported_ops": dict(graph.unsupported_ops),
+            "notes": [*self.data.notes, *graph.notes, *(note for r in self.results.values() for note in r.get("notes", []))],
+            "verification": max(verifications, key=lambda v: v["max_error"]),
+            "exports": self.results["export"]["exports"],
+            "environment": environment(),
+            "warnings": [w for r in self.results.values() for w in r["warnings"]],
+            "recipe": recipe.model_dump(mode="json"),
+            "files": ["result.json", "report.html", "small.prunus", *(e["file"] for e in self.results["export"]["exports"])],
+        }
+
+
+def _load_data(recipe: Recipe) -> DataBundle:
+    data = recipe.data
+    bundle = load_data(
+        data.source,
+        image_size=data.image_size,
+        augment=data.augment,
+        mean=data.mean,
+        std=data.std,
+        validation_fraction=data.validation_fraction,
+        train_limit=data.train_limit,
+        seed=recipe.seed,
+    )
+    if len(bundle.test) < EXAMPLES:  # pyright: ignore[reportArgumentType]
+        raise DataError(f"{data.source} has fewer than {EXAMPLES} test images: nothing could be judged on them")
+    return bundle
+
+
+def _describe(result: PruneResult) -> dict[str, Any]:
+    assert result.verification is not None
+    return {
+        "before": asdict(result.before),
+        "after": asdict(result.after),
+        "budget": result.plan.provenance["budget"],
+        "verification": asdict(result.verification),
+        "frozen": {g.name: g.frozen_because for g in result.graph.frozen},
+        "notes": list(result.notes),
+    }
+
+
+def round_budget(budget: Budget, full: ChannelGraph, number: int, rounds: int) -> Budget:
+    """The budget of round ``number``: absolute, on a geometric path from the full network's cost to the final limit."""
+    costs = {**asdict(full.cost()), "channels": full.num_prunable_channels}
+    amounts: dict[str, Amount] = {}
+    for target in budget.targets:
+        whole = float(costs[target])
+        amounts[target] = max(1, int(whole * (budget.limit(target, whole) / whole) ** (number / rounds)))
+    return replace(budget, **amounts)

@@ -1,0 +1,73 @@
+"""Stages of a run: each leaves its result in a file, and is skipped on resume if that file is there."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from prunus.errors import ArtifactError, PrunusWarning, RecipeError
+from prunus.surgery.artifact import write_atomically
+
+_RECIPE = "recipe.json"
+
+
+class Stages:
+    """Results of stages under ``folder/stages``; ``announce`` is called with the name of every stage that really runs."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any], resume: bool, announce: Callable[[str], None]) -> None:
+        """Start a run in ``folder``, or take up the one that is there.
+
+        Raises:
+            RecipeError: the folder holds a run and ``resume`` is off, or it was made with another recipe.
+            ArtifactError: the folder can't be made or written.
+        """
+        self.folder = folder
+        self.announce = announce
+        self.seconds: dict[str, float] = {}
+        stored = folder / _RECIPE
+        if stored.exists():
+            if not resume:
+                raise RecipeError(f"{folder} already holds a run: continue it with --resume, or choose another folder with --out")
+            self._check_same(json.loads(stored.read_text(encoding="utf-8")), recipe)
+        try:
+            (folder / "stages").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArtifactError(f"can't make the folder {folder}: {error.strerror or error}") from error
+        write_json(stored, recipe)
+
+    def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        old, new = flatten(before), flatten(now)
+        changed = [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+        if changed:
+            raise RecipeError(f"{self.folder} holds a run of another recipe ({'; '.join(changed[:5])}): choose another folder with --out")
+
+    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of ``work``, or of the earlier run that finished it. Warnings are shown and kept with the result."""
+        path = self.folder / "stages" / f"{name}.json"
+        if path.exists():
+            return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        self.announce(name)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", PrunusWarning)
+            result = work()
+        for warning in caught:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        result["warnings"] = [str(w.message) for w in caught if issubclass(w.category, PrunusWarning)]
+        write_json(path, result)
+        return result
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write JSON atomically."""
+    write_atomically(path, (json.dumps(tree, indent=2) + "\n").encode())
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(cast("dict[str, Any]", value), f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,112 @@
+"""Files of trained weights."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from prunus.errors import ArtifactError
+
+_TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+_NESTS = ("state_dict", "model")
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load ``path`` into ``model``, in place and strictly: every parameter and buffer, of the same shape, or nothing at all.
+
+    ``.safetensors``, or ``.pt``, ``.pth``, ``.bin`` read without executing pickled code. A dict nested under ``state_dict`` or
+    ``model`` is unpacked and the key prefixes of wrapped networks are dropped. Counters ``num_batches_tracked`` may be absent.
+
+    Raises:
+        ArtifactError: no such file, unknown suffix, damaged or foreign contents, missing, unexpected or misshapen keys.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ArtifactError(f"there is no file of weights at {path}")
+    weights = _without_prefix(_tensors(path, _read(path)))
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name.endswith("num_batches_tracked"):
+            weights.setdefault(name, tensor)
+    _check_keys(path, type(model).__name__, weights, own)
+    model.load_state_dict(weights)
+
+
+def _read(path: Path) -> Any:
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ArtifactError(f"{path} is not a whole safetensors file ({error}): fetch or write it again") from error
+    if suffix not in _TORCH_SUFFIXES:
+        advice = "; a .prunus file goes through prunus.load" if suffix == ".prunus" else ""
+        raise ArtifactError(f"can't read weights from {path}: it must be .safetensors or {', '.join(_TORCH_SUFFIXES)}{advice}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ArtifactError(
+            f"{path} holds more than tensors, or is no PyTorch file: it was not opened, since its pickle could run any code. "
+            f"If you trust it, save only its weights, torch.save(model.state_dict(), ...), or as .safetensors, and name that file"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ArtifactError(f"{path} is damaged or no PyTorch file ({reason}): fetch or write it again") from error
+
+
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    for nest in _NESTS:
+        if isinstance(content, Mapping) and isinstance(cast("Mapping[str, Any]", content).get(nest), Mapping):
+            content = cast("Mapping[str, Any]", content)[nest]
+            break
+    if not isinstance(content, Mapping):
+        raise ArtifactError(f"{path} holds a {type(content).__name__}, not a dict of weights: save model.state_dict()")
+    entries = cast("Mapping[Any, Any]", content)
+    foreign = [f"{name!r} is a {type(value).__name__}" for name, value in entries.items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise ArtifactError(f"{path} is not a dict of weights: {_some(foreign)}. Save model.state_dict()")
+    return {str(name): value for name, value in entries.items()}
+
+
+def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _WRAPPER_PREFIXES:
+        if weights and all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    return weights
+
+
+def _check_keys(path: Path, network: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    missing = [name for name in own if name not in weights]
+    unexpected = [name for name in weights if name not in own]
+    misshapen = [
+        f"{name} is {tuple(weights[name].shape)} in the file and {tuple(tensor.shape)} in the network"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    problems = [
+        f"{len(names)} of the {total} keys of {where} {what}: {_some(names)}"
+        for names, total, where, what in (
+            (missing, len(own), "the network", "are missing from the file"),
+            (unexpected, len(weights), "the file", "are unknown to the network"),
+            (misshapen, len(own), "the network", "have another shape"),
+        )
+        if names
+    ]
+    if problems:
+        raise ArtifactError(
+            f"{path} doesn't fit the network ({network}), nothing was loaded: {'; '.join(problems)}. Check the network's "
+            f"name and its number of classes; to start from the weights of another task, load them and replace the last layer "
+            f"in a function of your own (path/to/file.py:function)"
+        )
+
+
+def _some(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -1,0 +1,20 @@
+"""Training and evaluation on Hugging Face Accelerate: seeded, resumable to the same bits, quiet off a terminal."""
+
+from prunus.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from prunus.training.evaluation import evaluate
+from prunus.training.log import EpochLog, Evaluation, TrainingLog
+from prunus.training.loop import train
+from prunus.training.objective import MetricFn, Objective
+
+__all__ = [
+    "Checkpoint",
+    "EpochLog",
+    "Evaluation",
+    "MetricFn",
+    "Objective",
+    "TrainingLog",
+    "evaluate",
+    "load_checkpoint",
+    "save_checkpoint",
+    "train",
+]

@@ -1,0 +1,175 @@
+"""A training run at the end of an epoch, in one file without pickle: safetensors for tensors, JSON in its header for the rest.
+
+The file is replaced atomically, so there is always one whole checkpoint: that of the last epoch or the one before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from prunus.errors import ArtifactError, TrainingError
+from prunus.training.log import EpochLog
+
+FORMAT = "prunus-training-checkpoint/1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on: the finished epochs, what the run is (`identity`), and its tensors and numbers (`state`)."""
+
+    epochs: tuple[EpochLog, ...]
+    identity: Mapping[str, Any]
+    state: Mapping[str, Any]
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """SHA-256 of the settings, the seed and the parameter shapes of a run."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def usable_path(checkpoint: Path) -> Path:
+    """Find out now, not after the first epoch, that a checkpoint can't be put there."""
+    checkpoint = Path(checkpoint)
+    try:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"can't make the folder of the checkpoint {checkpoint}: {error.strerror or error}") from None
+    if checkpoint.is_dir():
+        raise TrainingError(f"the checkpoint {checkpoint} is a folder: give the name of a file")
+    return checkpoint
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write ``checkpoint`` to ``path`` atomically.
+
+    Raises:
+        ArtifactError: the file can't be written (the checkpoint that was there before is intact).
+        TrainingError: the state holds something that only pickle could store.
+    """
+    tensors: dict[str, Tensor] = {}
+    header = {
+        "format": FORMAT,
+        "epochs": [vars(epoch) for epoch in checkpoint.epochs],
+        "identity": checkpoint.identity,
+        "fingerprint": fingerprint(checkpoint.identity),
+        "state": _pack(checkpoint.state, "", tensors),
+    }
+    content = safetensors.torch.save(tensors, metadata={"prunus": json.dumps(header)})
+    partial = path.with_name(path.name + ".partial")
+    try:
+        _write_atomically(partial, path, content)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        kept = f"the checkpoint that was there before ({path}) is intact" if path.exists() else "there is no earlier checkpoint"
+        raise ArtifactError(
+            f"can't write the checkpoint of epoch {len(checkpoint.epochs)} to {path}: {error.strerror or error}; {kept}. "
+            "Make room or choose another place, then resume"
+        ) from error
+
+
+def _write_atomically(partial: Path, path: Path, content: bytes) -> None:
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    with suppress(OSError):  # the rename itself reaches the disk; not every system can open a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
+    """Read the checkpoint of the run that ``identity`` describes.
+
+    Raises:
+        ArtifactError: the file is truncated, unreadable, or no training checkpoint of Prunus.
+        TrainingError: it belongs to another run; the message shows what differs.
+    """
+    tensors: dict[str, Tensor] = {}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+            header = json.loads((file.metadata() or {}).get("prunus", "{}"))
+            for key in file.keys() if header.get("format") == FORMAT else ():
+                # A copy in ordinary memory: the mapped file may be replaced while the run goes on.
+                tensors[key] = file.get_tensor(key).clone()
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(
+            f"can't read the checkpoint {path}: {error}. It is truncated or damaged: "
+            "delete it to start again, or put an older copy there"
+        ) from None
+    if header.get("format") != FORMAT:
+        raise ArtifactError(f"{path} is no training checkpoint ({FORMAT}): give another file, or train without resume")
+    if header["fingerprint"] != fingerprint(identity):
+        raise TrainingError(
+            f"the checkpoint {path} belongs to another run: {'; '.join(_differences(header['identity'], identity))}. "
+            "Resume with what it was made with, or train without resume"
+        )
+    epochs = tuple(EpochLog(**epoch) for epoch in header["epochs"])
+    return Checkpoint(epochs, header["identity"], _unpack(header["state"], tensors))
+
+
+def _differences(stored: Mapping[str, Any], now: Mapping[str, Any], shown: int = 4) -> list[str]:
+    then_flat, now_flat = _flatten(stored), _flatten(json.loads(json.dumps(now)))
+    lines = [
+        f"{name} was {json.dumps(then_flat.get(name, 'absent'))}, is {json.dumps(now_flat.get(name, 'absent'))}"
+        for name in dict.fromkeys([*then_flat, *now_flat])
+        if then_flat.get(name, "absent") != now_flat.get(name, "absent")
+    ]
+    return lines[:shown] + ([f"and {len(lines) - shown} more differences"] if len(lines) > shown else [])
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        nested = isinstance(value, Mapping)
+        flat.update(_flatten(cast("Mapping[str, Any]", value), f"{prefix}{name} ") if nested else {prefix + name: value})
+    return flat
+
+
+def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """A JSON tree of ``value``, its tensors put into ``tensors`` under their path."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        key = path if path not in tensors else f"{path}#{len(tensors)}"
+        # A clone, because tied parameters share memory, which safetensors refuses.
+        tensors[key] = value.detach().cpu().contiguous().clone()
+        return {"tensor": key}
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {"dict": [[_pack(k, path, tensors), _pack(v, f"{path}.{k}".lstrip("."), tensors)] for k, v in items]}
+    if isinstance(value, (tuple, list)):
+        parts = [_pack(v, f"{path}.{i}", tensors) for i, v in enumerate(cast("list[Any]", value))]
+        return {"tuple": parts} if isinstance(value, tuple) else parts
+    raise TrainingError(
+        f"the state {path!r} is a {type(value).__name__}: a checkpoint holds tensors, numbers, "
+        "strings, None, and dicts, lists and tuples of them"
+    )
+
+
+def _unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_unpack(part, tensors) for part in cast("list[Any]", tree)]
+    if isinstance(tree, dict):
+        ((kind, content),) = cast("dict[str, Any]", tree).items()
+        if kind == "tensor":
+            return tensors[content]
+        if kind == "tuple":
+            return tuple(_unpack(part, tensors) for part in content)
+        return {_unpack(k, tensors): _unpack(v, tensors) for k, v in content}
+    return tree

@@ -1,0 +1,56 @@
+"""What a training run or an evaluation found out: plain frozen values, ready for a report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a network is on a data set.
+
+    ``accuracy`` is the share of right answers in 0..1 (or the mean of the user's metric), ``loss`` the mean per example,
+    ``count`` the number of examples, ``seconds`` the wall time.
+    """
+
+    accuracy: float
+    loss: float
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EpochLog:
+    """One finished epoch.
+
+    ``epoch`` counts from 1. ``loss`` is the mean per example of what was minimised (smoothed, with auxiliary losses and
+    penalty), ``lr`` the rate of the epoch's last step, ``seconds`` the wall time of its steps, ``images_per_second`` over all
+    processes, ``accuracy`` in 0..1 on the evaluation data, or None where there are none.
+    """
+
+    epoch: int
+    loss: float
+    lr: float
+    seconds: float
+    images_per_second: float
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """A whole run. ``resumed_from`` is the epoch that a checkpoint had finished, or None; ``note`` says what was special."""
+
+    epochs: tuple[EpochLog, ...]
+    seed: int
+    resumed_from: int | None = None
+    note: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all steps, in seconds, those before a resume included."""
+        return sum(e.seconds for e in self.epochs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict of JSON values."""
+        return asdict(self)

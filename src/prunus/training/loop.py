@@ -1,0 +1,259 @@
+"""The training loop: every step, every epoch, on whatever device and processes Accelerate finds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.config import OptimizerConfig
+from prunus.errors import TrainingError
+from prunus.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, usable_path
+from prunus.training.evaluation import run_evaluation
+from prunus.training.log import EpochLog, TrainingLog
+from prunus.training.losses import EpochLosses
+from prunus.training.objective import MetricFn, Objective, batch_size
+from prunus.training.optimizers import build_optimizer, learning_rate, warmup_steps
+from prunus.training.placement import (
+    MixedPrecision,
+    count_batches,
+    is_sharded,
+    placed,
+    share_batches,
+    share_buffers,
+    start_accelerator,
+)
+from prunus.training.progress import Report, progress_bar
+from prunus.training.randomness import restored_generators, seed_epoch
+from prunus.types import ForwardFn, LossFn, SparsityMethod
+
+
+def train(
+    model: nn.Module,
+    loader: Iterable[Any],
+    settings: OptimizerConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    evaluation_loader: Iterable[Any] | None = None,
+    loss_fn: LossFn | None = None,
+    metric: MetricFn | None = None,
+    forward_fn: ForwardFn | None = None,
+    method: SparsityMethod | None = None,
+    description: str = "train",
+    on_epoch: Callable[[EpochLog], None] | None = None,
+    mixed_precision: MixedPrecision = "auto",
+) -> TrainingLog:
+    """Train ``model`` in place and say how every epoch went; mode, device and random state are left as found, gradients cleared.
+
+    The same seed gives the same weights, bit for bit, on a CPU with the same number of threads (a GPU needs
+    `torch.use_deterministic_algorithms` besides): all generators are seeded anew from (seed, epoch). Therefore ``checkpoint``,
+    written after every epoch, suffices for ``resume`` to continue a killed run to the very same weights; where the file
+    doesn't exist yet, the run starts from the beginning. Callables are the caller's to keep the same.
+
+    A batch is ``(inputs, targets)``; ``loss_fn(output, batch)`` is a mean over it (default: cross entropy, auxiliary outputs
+    at 0.3 each), ``metric(output, batch)`` has one value per example. ``method`` adds its penalty and hooks: ``after_backward``
+    sees unscaled gradients before they are clipped. ``on_epoch`` is called in the main process after every epoch, when its
+    checkpoint is on the disk. Mixed precision is used on GPUs; evaluation is always in the network's own precision.
+
+    Raises:
+        TrainingError: non-finite loss, a loader that yields nothing or has no length, a checkpoint of another run.
+        ArtifactError: a checkpoint that can't be read or written.
+    """
+    if resume and checkpoint is None:
+        raise TrainingError("resume needs the path of a checkpoint: give checkpoint=PATH")
+    objective = Objective(loss_fn, metric, forward_fn, settings.label_smoothing)
+    if settings.epochs == 0:
+        return TrainingLog((), seed, note=f"{description}: epochs = 0, nothing was trained")
+    if checkpoint is not None:
+        checkpoint = usable_path(checkpoint)
+    with restored_generators():
+        run = _Run(model, loader, settings, seed, objective, method, mixed_precision)
+        with placed(model, run.accelerator.device):
+            try:
+                return run.execute(checkpoint, resume, evaluation_loader, on_epoch, description)
+            finally:
+                model.zero_grad(set_to_none=True)
+
+
+class _Forward(nn.Module):
+    """The network and how it is called: what Accelerate wraps, casts and marks is this module, never the user's."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, inputs: Any) -> Any:
+        return self.objective.forward(self.model, inputs)
+
+
+class _Run:
+    """One call of `train`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        settings: OptimizerConfig,
+        seed: int,
+        objective: Objective,
+        method: SparsityMethod | None,
+        mixed_precision: MixedPrecision,
+    ) -> None:
+        self.model, self.loader, self.settings, self.seed = model, loader, settings, seed
+        self.objective, self.method = objective, method
+        self.accelerator = start_accelerator(mixed_precision)
+        if self.accelerator.num_processes > 1 and not is_sharded(self.accelerator, loader):
+            raise TrainingError("training in several processes needs a DataLoader with a sized data set, to divide it among them")
+        steps = count_batches(share_batches(self.accelerator, loader, even=True))
+        if steps is None:
+            raise TrainingError("the training loader has no len(): the cosine needs to know how many batches an epoch has")
+        if steps == 0:
+            raise TrainingError("the training loader yields nothing: is the data set empty, or smaller than one batch?")
+        self.steps_per_epoch = steps
+        self.epochs: tuple[EpochLog, ...] = ()
+        self.checkpoint: Path | None = None
+
+    def execute(
+        self,
+        checkpoint: Path | None,
+        resume: bool,
+        evaluation_loader: Iterable[Any] | None,
+        on_epoch: Callable[[EpochLog], None] | None,
+        description: str,
+    ) -> TrainingLog:
+        """All epochs that are left."""
+        self.model.zero_grad(set_to_none=True)  # somebody else's gradients must not enter the first step
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, self.settings))
+        self.forward: nn.Module = self.accelerator.prepare_model(_Forward(self.model, self.objective))
+        self.checkpoint = checkpoint
+        finished, note = self._restore(checkpoint) if resume and checkpoint is not None else (None, "")
+        main = self.accelerator.is_main_process
+        total = self.settings.epochs * self.steps_per_epoch
+        with progress_bar(description, total, enabled=main) as report:
+            for epoch in range(len(self.epochs), self.settings.epochs):
+                what = f"{description} {epoch + 1}/{self.settings.epochs}"
+                log = self._epoch(epoch, what, report)
+                share_buffers(self.accelerator, self.model)
+                if evaluation_loader is not None:
+                    log = replace(log, accuracy=self._evaluate(evaluation_loader, f"{what}, evaluation"))
+                self.epochs = (*self.epochs, log)
+                if checkpoint is not None and main:
+                    save_checkpoint(checkpoint, Checkpoint(self.epochs, self._identity(), self._state()))
+                self.accelerator.wait_for_everyone()
+                if on_epoch is not None and main:
+                    on_epoch(log)
+        return TrainingLog(self.epochs, self.seed, finished, note)
+
+    def _evaluate(self, loader: Iterable[Any], what: str) -> float:
+        return run_evaluation(self.accelerator, self.model, loader, self.objective, what, show=False).accuracy
+
+    def _epoch(self, epoch: int, what: str, report: Report) -> EpochLog:
+        self.model.train()
+        # Batches first: with several processes a sampler gets its generator here, and that must be seeded, too. Made anew
+        # for every epoch, so that worker processes carry no random state over from the last one.
+        batches = share_batches(self.accelerator, self.loader, even=True)
+        seed_epoch(self.seed, epoch, self.loader, self.accelerator.process_index)
+        set_epoch = getattr(batches if is_sharded(self.accelerator, self.loader) else self.loader, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+        start = time.perf_counter()
+        losses = EpochLosses(self.accelerator)
+        lr = 0.0
+        for batch in batches:
+            lr = self._set_learning_rate(epoch * self.steps_per_epoch + losses.steps)
+            if losses.add(self._step(batch), batch_size(batch)):
+                self._check(losses, epoch)
+                report(what, epoch * self.steps_per_epoch + losses.steps, losses.mean)
+        losses.read()
+        self._check(losses, epoch)
+        if losses.count == 0:
+            raise TrainingError(f"{what}: the training loader yields nothing, though its length is {self.steps_per_epoch}")
+        seconds = time.perf_counter() - start
+        return EpochLog(epoch + 1, losses.mean, lr, seconds, losses.count / seconds)
+
+    def _set_learning_rate(self, step: int) -> float:
+        steps = self.settings.epochs * self.steps_per_epoch
+        lr = learning_rate(step, steps, warmup_steps(self.settings, self.steps_per_epoch), self.settings.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _step(self, batch: Any) -> Tensor:
+        """Forward, backward, update; returns the loss without waiting for it."""
+        output = self.forward(self.objective.inputs(batch))
+        loss = self.objective.loss(output, batch, training=True)
+        if self.method is not None:
+            loss = loss + self.method.penalty()
+        self.accelerator.backward(loss)
+        clip = self.settings.clip_norm
+        if self.accelerator.scaler is not None and (self.method is not None or clip is not None):
+            self.accelerator.unscale_gradients(self.optimizer)
+        if self.method is not None:
+            self.method.after_backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, clip)
+        self.optimizer.step()
+        for parameter in self.parameters:
+            parameter.grad = None
+        if self.method is not None:
+            self.method.after_step()
+        return loss.detach()
+
+    def _check(self, losses: EpochLosses, epoch: int) -> None:
+        """Stop at a loss that isn't finite."""
+        if losses.non_finite is None:
+            return
+        step, loss = losses.non_finite
+        kept = "no checkpoint was written"
+        if self.checkpoint is not None and self.epochs:
+            kept = f"the last good checkpoint is {self.checkpoint} (epoch {len(self.epochs)})"
+        raise TrainingError(
+            f"the loss became {loss} in epoch {epoch + 1} of {self.settings.epochs}, step {step + 1} of {self.steps_per_epoch}; "
+            f"{kept}. Lower lr (now {self.settings.lr}), lengthen warmup_epochs, set clip_norm, or look for nan in the data"
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to be the same run."""
+        state: dict[str, Any] = self.model.state_dict()
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "seed": self.seed,
+            "steps_per_epoch": self.steps_per_epoch,
+            "batch_size": getattr(self.loader, "batch_size", None),
+            "processes": self.accelerator.num_processes,
+            "mixed_precision": str(self.accelerator.mixed_precision),
+            "sparsity_method": None if self.method is None else type(self.method).__name__,
+            "parameter": {name: f"{list(t.shape)} {t.dtype}" for name, t in state.items() if isinstance(t, Tensor)},
+        }
+
+    def _state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sparsity": None if self.method is None else self.method.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def _restore(self, path: Path) -> tuple[int | None, str]:
+        if not path.exists():
+            return None, f"there was no checkpoint at {path} yet: started from the beginning"
+        stored = load_checkpoint(path, self._identity())
+        self.model.load_state_dict(stored.state["model"])
+        self.optimizer.load_state_dict(stored.state["optimizer"])
+        if self.method is not None:
+            self.method.load_state_dict(stored.state["sparsity"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(stored.state["scaler"])
+        self.epochs = stored.epochs
+        done = len(self.epochs)
+        left = "all epochs were done" if done == self.settings.epochs else f"continued with epoch {done + 1}"
+        return done, f"resumed after epoch {done} of {self.settings.epochs} from {path}: {left}"

@@ -1,0 +1,47 @@
+"""The optimizer with its two parameter groups, and the learning rate as a closed form of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from prunus.config import OptimizerConfig
+from prunus.errors import TrainingError
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerConfig) -> torch.optim.Optimizer:
+    """SGD (Nesterov wherever momentum > 0) or AdamW; weight decay on parameters of two or more dimensions only.
+
+    Raises:
+        TrainingError: no parameter requires a gradient.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise TrainingError("nothing to train: no parameter of the network requires a gradient (requires_grad is False)")
+    # Biases and the scales and shifts of norms are vectors: decay would pull them away from where the data put them.
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr)
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+
+
+def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
+    """The rate of step ``step`` (from 0) of ``steps``: linear up to ``peak`` at step ``warmup_steps - 1``, then a cosine to 0.
+
+    A closed form, so that a resumed run needs no state to find its place.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(steps - warmup_steps, 1)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def warmup_steps(settings: OptimizerConfig, steps_per_epoch: int) -> int:
+    """Steps of linear warm-up: ``warmup_epochs`` may be fractional and is capped to the run."""
+    return min(round(settings.warmup_epochs * steps_per_epoch), settings.epochs * steps_per_epoch)

@@ -1,0 +1,123 @@
+"""Where a network and its batches live while they are worked on: device, processes, train or eval mode."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderShard, prepare_data_loader
+from accelerate.state import is_initialized
+from accelerate.utils import broadcast, send_to_device
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from prunus.errors import TrainingError
+
+MixedPrecision: TypeAlias = Literal["auto", "no", "fp16", "bf16"]
+
+
+def start_accelerator(mixed_precision: MixedPrecision = "auto") -> Accelerator:
+    """An Accelerator for this call; the device and the processes are those that Accelerate was launched with.
+
+    ``"auto"`` takes what Accelerate was launched with or already runs with, else bf16 on a GPU that has it, fp16 on one that
+    hasn't, and none on a CPU.
+
+    Raises:
+        TrainingError: this process already runs with another mixed precision, or the device can't do it.
+    """
+    wanted: str | None = mixed_precision
+    if mixed_precision == "auto":
+        settled = is_initialized() or "ACCELERATE_MIXED_PRECISION" in os.environ
+        wanted = None if settled else _mixed_precision_of_device()
+    try:
+        return Accelerator(mixed_precision=wanted)
+    except ValueError as error:
+        raise TrainingError(
+            f"mixed_precision = {mixed_precision!r} can't be had here: {error} A process has one mixed precision for all its "
+            "training: use 'auto', or start another process"
+        ) from None
+
+
+def _mixed_precision_of_device() -> str:
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def share_batches(accelerator: Accelerator, loader: Iterable[Any], *, even: bool) -> Iterable[Any]:
+    """The batches of this process, on its device.
+
+    A `DataLoader` is sharded over the processes: ``even`` repeats examples so that all take the same number of steps (training
+    needs that), uneven shards hold every example exactly once (evaluation needs that). Any other iterable is taken as it is.
+    """
+    if is_sharded(accelerator, loader):
+        return prepare_data_loader(
+            cast("DataLoader[Any]", loader),
+            accelerator.device,
+            accelerator.num_processes,
+            accelerator.process_index,
+            put_on_device=True,
+            rng_types=["generator"],
+            dispatch_batches=False,
+            even_batches=even,
+        )
+    return _Moved(loader, accelerator.device)
+
+
+def is_sharded(accelerator: Accelerator, loader: Iterable[Any]) -> bool:
+    """Whether `share_batches` gives every process other examples."""
+    if isinstance(loader, DataLoaderShard):
+        if accelerator.num_processes > 1:
+            raise TrainingError("this loader was prepared by Accelerate already: give the DataLoader it was made from")
+        return False
+    if not isinstance(loader, DataLoader):
+        return False
+    return accelerator.num_processes == 1 or not isinstance(loader.dataset, IterableDataset)  # pyright: ignore[reportUnknownMemberType]
+
+
+class _Moved:
+    """Any iterable of batches, each moved to the device."""
+
+    def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
+        self.loader, self.device = loader, device
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            yield send_to_device(batch, self.device)
+
+
+def count_batches(batches: Any) -> int | None:
+    """``len(batches)``, or None where there is none."""
+    try:
+        return len(cast("Any", batches.loader if isinstance(batches, _Moved) else batches))
+    except TypeError:
+        return None
+
+
+def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Give every process the first one's buffers: each has seen other images, so their BN statistics differ."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            broadcast(buffer)
+
+
+@contextmanager
+def placed(model: nn.Module, device: torch.device) -> Generator[None, None, None]:
+    """Move ``model`` to ``device``; afterwards move it back and put every module's train or eval mode back as found."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
+    if len(devices) > 1:
+        raise TrainingError(f"the network is spread over {', '.join(sorted(map(str, devices)))}: put it on one device first")
+    try:
+        model.to(device)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for found in devices:
+            model.to(found)

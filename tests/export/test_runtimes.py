@@ -1,0 +1,107 @@
+"""Timing is fair (in turns), leaves nothing changed, and its summary is what it says."""
+
+from __future__ import annotations
+
+import gc
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from prunus.errors import ExportError
+from prunus.export import Latency, export_onnx, measure_latency, measure_onnx_latency
+from prunus.export.runtimes import _summary
+
+
+class Recorder(nn.Module):
+    """Notes under which conditions it is called."""
+
+    def __init__(self, name, log, seconds=0.0):
+        super().__init__()
+        self.name, self.log, self.seconds = name, log, seconds
+        self.child = nn.Dropout()
+
+    def forward(self, x, scale=1.0):
+        modes = (self.training, self.child.training, torch.is_inference_mode_enabled(), gc.isenabled(), torch.get_num_threads())
+        self.log.append((self.name, modes))
+        time.sleep(self.seconds)
+        return x * scale
+
+
+def test_networks_take_turns_in_eval_mode_without_garbage_collection():
+    log = []
+    networks = {"a": Recorder("a", log), "b": Recorder("b", log)}
+    measure_latency(networks, {"x": torch.ones(3, 2), "scale": 2.0}, runs=3, warmup=2, threads=2)
+    assert [name for name, _ in log] == ["a", "b"] * 5
+    assert {modes for _, modes in log} == {(False, False, True, False, 2)}
+
+
+def test_everything_is_put_back_even_after_an_error():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no")
+
+    network = Recorder("a", []).train()
+    network.child.eval()
+    threads = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="no"):
+        measure_latency({"a": network, "b": Broken()}, torch.ones(1), runs=1, warmup=0, threads=threads + 1)
+    assert (network.training, network.child.training, gc.isenabled(), torch.get_num_threads()) == (True, False, True, threads)
+
+
+def test_a_collector_that_was_off_stays_off():
+    gc.disable()
+    try:
+        measure_latency({"a": nn.Identity()}, torch.ones(1), runs=1, warmup=0)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_the_slower_network_is_slower_and_the_figures_are_milliseconds():
+    found = measure_latency({"slow": Recorder("s", [], 0.01), "fast": Recorder("f", [])}, torch.ones(4, 2), runs=5, warmup=1)
+    assert 10 <= found["slow"].p10_ms <= found["slow"].median_ms <= found["slow"].p90_ms < 1000
+    assert found["fast"].median_ms < found["slow"].median_ms / 2
+    assert (found["fast"].runs, found["fast"].threads, found["fast"].batch, found["fast"].runtime) == (5, 1, 4, "eager")
+
+
+def test_summary_is_median_and_percentiles():
+    assert _summary([float(n) for n in range(11, 0, -1)], 2, 8, "eager") == Latency(6.0, 2.0, 10.0, 11, 2, 8, "eager")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "linear.onnx"
+    export_onnx(nn.Linear(3, 2), torch.randn(2, 3), path)
+    return path
+
+
+def test_onnx_files_are_timed_in_onnxruntime(file):
+    found = measure_onnx_latency({"before": file, "after": file}, torch.randn(5, 3), runs=4, warmup=1, threads=2)
+    assert list(found) == ["before", "after"]
+    for latency in found.values():
+        assert 0 < latency.p10_ms <= latency.median_ms <= latency.p90_ms
+        assert (latency.runs, latency.threads, latency.batch, latency.runtime) == (4, 2, 5, "onnxruntime")
+
+
+def test_wrong_inputs_and_files_are_clear_errors(file, tmp_path):
+    with pytest.raises(ExportError, match=r"takes 1 inputs \['input'\], but 2 tensors \['input_0', 'input_1'\] were given"):
+        measure_onnx_latency({"a": file}, (torch.randn(2, 3), torch.randn(2)))
+    with pytest.raises(ExportError, match="onnxruntime can't run the graph on these inputs"):
+        measure_onnx_latency({"a": file}, torch.randn(2, 4))
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"nothing")
+    with pytest.raises(ExportError, match=r"onnxruntime can't load .*broken\.onnx"):
+        measure_onnx_latency({"a": broken}, torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("setting", [{"runs": 0}, {"warmup": -1}, {"threads": 0}])
+def test_counts_out_of_range_are_refused(setting):
+    with pytest.raises(ExportError, match="timing needs runs >= 1, threads >= 1 and warmup >= 0, not runs="):
+        measure_latency({"a": nn.Identity()}, torch.ones(1), **setting)
+
+
+def test_nothing_to_time_is_refused():
+    with pytest.raises(ExportError, match="nothing to time"):
+        measure_latency({}, torch.ones(1))

@@ -1,0 +1,101 @@
+"""Who may import whom: the parts of Prunus know only what stands in this table, wherever in a file the import is."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "prunus"
+BASE = {"errors", "types"}
+METHODS = {"importance", "allocation", "surgery"}
+MAY_IMPORT = {
+    "errors": set[str](),
+    "types": {"errors"},
+    "config": BASE,
+    "graph": BASE,
+    "importance": BASE | {"graph"},
+    "allocation": BASE | {"graph"},
+    "surgery": BASE | {"graph"},
+    "testing": BASE | {"graph", "surgery"},
+    "reconstruction": BASE | {"graph"} | METHODS,
+    "sparsity": BASE | {"graph"} | METHODS,
+    "tickets": BASE | {"graph"} | METHODS,
+    "training": BASE | {"config"},
+    "export": BASE,
+    "report": BASE,
+    "sources": {"errors"},
+}
+SHELL = {"__init__", "__main__", "pipeline", "cli", "demo", "laboratory"}
+CORE = {"errors", "types", "graph", "importance", "allocation", "surgery", "reconstruction"}
+CORE_PACKAGES = {"torch", "numpy", "scipy", "safetensors", "typing_extensions"}
+ONLY_IN = {"accelerate": {"training"}, "pydantic": {"config"}, "plotly": {"report"}, "timm": {"sources"}, "sklearn": {"sources"}}
+
+
+def imports(file: Path, package: tuple[str, ...]) -> Iterator[str]:
+    """Dotted names that a file imports; ``package`` is the package it lies in."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join((*package[: len(package) - node.level + 1], node.module or "")) if node.level else node.module or ""
+            names = (f"{base.rstrip('.')}.{alias.name}" for alias in node.names)
+            yield from names if base.rstrip(".") == "prunus" else (base.rstrip("."),)
+
+
+def violations(root: Path) -> list[str]:
+    """Every import that breaks the table, as ``file: what``."""
+    found: list[str] = []
+    for file in sorted(root.rglob("*.py")):
+        inside = file.relative_to(root)
+        part = inside.parts[0].removesuffix(".py")
+        for name in imports(file, ("prunus", *inside.parent.parts)):
+            top, _, rest = name.partition(".")
+            other = rest.split(".")[0]
+            if top == "prunus" and other != part and part not in SHELL and other not in MAY_IMPORT.get(part, set()):
+                found.append(f"{inside}: prunus.{other}")
+            elif top == "prunus" and other == "cli" and part != "__main__" and other != part:
+                found.append(f"{inside}: prunus.cli")
+            heavy = top != "prunus" and part in CORE and top not in CORE_PACKAGES | sys.stdlib_module_names
+            if heavy or part not in ONLY_IN.get(top, {part}):
+                found.append(f"{inside}: {top}")
+    return found
+
+
+def test_nobody_imports_over_a_wall() -> None:
+    assert violations(SOURCE) == []
+
+
+def test_every_part_stands_in_the_table() -> None:
+    parts = {p.name.removesuffix(".py") for p in SOURCE.iterdir() if p.suffix == ".py" or any(p.glob("*.py"))}
+    assert parts <= set(MAY_IMPORT) | SHELL
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "violation"),
+    [
+        ("importance/weights.py", "from prunus.surgery import remove", "prunus.surgery"),
+        ("importance/weights.py", "def f():\n    import prunus.allocation.ranking", "prunus.allocation"),
+        ("graph/trace.py", "from ..importance import weights", "prunus.importance"),
+        ("graph/trace.py", "from .. import importance", "prunus.importance"),
+        ("graph/trace.py", "from prunus import trace", "prunus.trace"),
+        ("types.py", "from prunus.graph import trace", "prunus.graph"),
+        ("sources/models.py", "from prunus.types import Budget", "prunus.types"),
+        ("report/page.py", "from prunus.config import Recipe", "prunus.config"),
+        ("sparsity/resrep.py", "import accelerate", "accelerate"),
+        ("pipeline.py", "import accelerate.utils", "accelerate"),
+        ("pipeline.py", "from prunus.cli import app", "prunus.cli"),
+        ("surgery/remove.py", "import rich", "rich"),
+        ("graph/trace.py", "from prunus.graph.labels import x\nfrom . import labels\nimport torch.nn, math", None),
+        ("pipeline.py", "from prunus.graph import trace\nfrom prunus import sources", None),
+        ("training/loop.py", "from prunus.config import OptimizerConfig\nimport accelerate", None),
+    ],
+)
+def test_walls_can_fall(tmp_path: Path, file: str, line: str, violation: str | None) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(line)
+    assert violations(tmp_path) == ([f"{file}: {violation}"] if violation else [])
