@@ -8,8 +8,8 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prunus.errors import InvalidBudget, RecipeError
-from prunus.types import Budget
+from prunus.errors import InvalidBudget, RecipeError, UnknownName
+from prunus.types import TARGETS, Budget
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,7 +42,9 @@ class DataConfig(_Section):
     )
     mean: tuple[float, ...] | None = Field(None, description="per-channel mean of the input, 0..1 pixels; none: the source's")
     std: tuple[float, ...] | None = Field(None, description="per-channel standard deviation; none: the source's")
-    validation_fraction: float = Field(0.1, gt=0, lt=1, description="share of the training images held out where no split is given")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share of the training images held out where no split is given"
+    )
     train_limit: int | None = Field(None, ge=1, description="use only so many training images (seeded, per class)")
 
 
@@ -87,13 +89,19 @@ class PruneConfig(_Section):
     @classmethod
     def _read_budget(cls, value: Any) -> Any:
         """Accept the command line's ``macs=0.5,parameters=1M`` beside a table."""
-        return dict(Budget.parse(value).targets) if isinstance(value, str) else value
+        try:
+            return dict(Budget.parse(value).targets) if isinstance(value, str) else value
+        except InvalidBudget as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _check_budget(self) -> PruneConfig:
+        unknown = [name for name in self.budget if name not in TARGETS]
+        if unknown:
+            raise ValueError(f"unknown budget target {unknown[0]!r}: known are {', '.join(TARGETS)}")
         try:
             self.to_budget()
-        except (InvalidBudget, TypeError) as error:
+        except InvalidBudget as error:
             raise ValueError(str(error)) from None
         return self
 
@@ -150,8 +158,18 @@ def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(_problem(cast("dict[str, Any]", e)) for e in error.errors())
         raise RecipeError(f"{where}: {problems}") from None
+
+
+def _problem(error: dict[str, Any]) -> str:
+    *parents, leaf = (str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{'.'.join([*parents, leaf])}: {error['msg']}"
+    section: type[BaseModel] = Recipe
+    for part in parents:
+        section = cast("type[BaseModel]", section.model_fields[part].annotation)
+    return str(UnknownName.among("field", ".".join([*parents, leaf]), (".".join([*parents, f]) for f in section.model_fields)))
 
 
 def _override(tree: dict[str, Any], item: str) -> None:

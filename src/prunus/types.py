@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import InvalidBudget
+from prunus.errors import InvalidBudget, UnknownName
 
 Role: TypeAlias = Literal["writes", "reads", "scales", "statistics"]
 ExampleInputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]"
@@ -123,6 +123,7 @@ _UNITS = {
     "latency": {"": 1.0, "MS": 1.0, "S": 1e3, "US": 1e-3},
 }
 TARGETS = tuple(_UNITS)
+RUNTIMES = ("eager", "compile", "onnxruntime")
 Amount: TypeAlias = "float | int | str"
 
 
@@ -155,6 +156,8 @@ class Budget:
             raise InvalidBudget(f"a budget needs at least one of {', '.join(TARGETS)}, e.g. Budget(macs=0.5)")
         for name, amount in self.targets.items():
             self.limit(name, 1.0) if isinstance(amount, float) else self.limit(name, math.inf)
+        if self.runtime not in RUNTIMES:
+            raise InvalidBudget(f"runtime={self.runtime!r} is none of {', '.join(RUNTIMES)}")
         if self.min_channels < 1 or self.multiple_of < 1:
             raise InvalidBudget("min_channels and multiple_of must be at least 1")
         if not 0 < self.max_pruning_ratio <= 1 or not 0 <= self.tolerance < 1:
@@ -168,7 +171,7 @@ class Budget:
     def limit(self, target: str, full: float) -> float:
         """The absolute limit of ``target`` for a network that costs ``full`` now."""
         amount = getattr(self, target)
-        if isinstance(amount, bool):
+        if isinstance(amount, bool) or not isinstance(amount, (float, int, str)):
             raise InvalidBudget(f"budget {target}={amount!r} is not a number")
         if isinstance(amount, str):
             value = _absolute(target, amount)
@@ -193,6 +196,8 @@ class Budget:
             name, _, raw = (s.strip() for s in part.partition("="))
             if name not in TARGETS or not raw:
                 raise InvalidBudget(f"can't read budget {part!r}: write TARGET=AMOUNT with TARGET one of {', '.join(TARGETS)}")
+            if name in amounts:
+                raise InvalidBudget(f"can't read budget {text!r}: {name} is given twice")
             try:
                 amounts[name] = int(raw) if re.fullmatch(r"[+-]?\d+", raw) else float(raw)
             except ValueError:
@@ -278,7 +283,10 @@ class ChannelGraph:
         return sum(group.num_channels * group.width_factor for group in self.prunable)
 
     def __getitem__(self, name: str) -> ChannelGroup:
-        return next(g for g in self.groups if g.name == name)
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise UnknownName.among("group", name, (g.name for g in self.groups))
 
     def __iter__(self) -> Iterator[ChannelGroup]:
         return iter(self.groups)
@@ -297,12 +305,12 @@ class ChannelGraph:
         for g in self.groups:
             state = f"frozen: {g.frozen_because}" if g.frozen_because else ("prunable, mixing" if g.mixing else "prunable")
             writers = {m.parameter_axis.parameter for m in g.with_role("writes")}
-            rows.append((g.name, str(g.num_channels), f"{len(writers)} parameters", state))
+            rows.append((g.name, str(g.num_channels), f"{len(writers)} parameter{'s' * (len(writers) != 1)}", state))
         widths = [max(len(r[i]) for r in rows) for i in range(3)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(r[:3], widths, strict=True)) + "  " + r[3] for r in rows]
         cost = self.cost()
         lines.append(f"{cost.macs:,} MACs, {cost.parameters:,} parameters; {len(self.prunable)} of {len(self.groups)} groups prunable")
-        lines += [f"no rule for {op}: {n} calls" for op, n in self.unsupported_ops.items()] + list(self.notes)
+        lines += [f"no rule for {op}: {n} call{'s' * (n != 1)}" for op, n in self.unsupported_ops.items()] + list(self.notes)
         return "\n".join(lines)
 
 

@@ -8,15 +8,15 @@ import warnings
 from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-import click
 import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
+from typer.core import TyperGroup
 
 from prunus import CRITERIA, Budget, load, prune, save, trace
 from prunus.cli.tables import graph_json, graph_table, result_notes, result_table
@@ -29,17 +29,17 @@ _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
 
 
-class _Commands(typer.core.TyperGroup):
+class _Commands(TyperGroup):
     """Exit codes: 0 done, 2 usage, 1 failure."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> Any:
         warnings.showwarning = _show_warning
         warnings.simplefilter("always", PrunusWarning)
         try:
-            return super().invoke(ctx)
+            return super().main(*args, **kwargs)
         except PrunusError as error:
             _err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(2 if isinstance(error, _USAGE) else 1) from None
+            sys.exit(2 if isinstance(error, _USAGE) else 1)
 
 
 def _show_warning(message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
@@ -57,9 +57,13 @@ app = typer.Typer(
 
 ModelArgument = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, cifar:resnet20, or path/to/file.py:function")]
 Weights = Annotated[str | None, typer.Option(help="file of weights: .safetensors, or .pt (read without pickle)")]
-Input = Annotated[str | None, typer.Option("--input", help="shape of one input, e.g. 3x224x224 (default: the data's, else the usual one)")]
+Input = Annotated[
+    str | None, typer.Option("--input", help="shape of one input, e.g. 3x224x224 (default: the data's, else the usual one)")
+]
 Classes = Annotated[int | None, typer.Option(help="outputs of the classifier (default: the data's, else the network's own)")]
-Arguments = Annotated[list[str] | None, typer.Option("--argument", help="NAME=VALUE for the network's constructor; may be repeated")]
+Arguments = Annotated[
+    list[str] | None, typer.Option("--argument", help="NAME=VALUE for the network's constructor; may be repeated")
+]
 Keep = Annotated[list[str] | None, typer.Option(help="module or parameter name, or glob, that is never pruned; may be repeated")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 Data = Annotated[str | None, typer.Option(help="digits, folder:PATH, fake:3x32x32x10, or path/to/file.py:function")]
@@ -80,13 +84,15 @@ def inspect(
 ) -> None:
     """Show the channel groups of a network: what can be pruned, what is frozen and why, MACs and parameters."""
     network = _network(model, weights, num_classes, None, argument)
-    graph = trace(network, _random_input(model, input_shape), keep or (), mixing)  # pyright: ignore[reportArgumentType]
+    graph = trace(network, _random_input(model, input_shape), keep or (), cast(Any, mixing))
     if as_json:
         print(json.dumps(graph_json(graph), indent=2))
         return
     cost = graph.cost()
     _out.print(graph_table(graph))
-    _out.print(f"{cost.macs:,} MACs, {cost.parameters:,} parameters, {cost.activation_bytes:,} bytes of activations at the peak, per input")
+    _out.print(
+        f"{cost.macs:,} MACs, {cost.parameters:,} parameters, {cost.activation_bytes:,} bytes of activations at the peak, per input"
+    )
     _out.print(f"{len(graph.prunable)} of {len(graph.groups)} groups are prunable")
     for note in (*(f"no rule for {op}: {n} calls" for op, n in graph.unsupported_ops.items()), *graph.notes):
         _out.print(f"note: {escape(note)}", soft_wrap=True)
@@ -95,7 +101,9 @@ def inspect(
 @app.command("prune")
 def prune_command(
     model: ModelArgument,
-    budget: Annotated[str, typer.Option(help="macs=0.5 keeps half; parameters=1.2M is absolute; several, by comma, must all hold")],
+    budget: Annotated[
+        str, typer.Option(help="macs=0.5 keeps half; parameters=1.2M is absolute; several, by comma, must all hold")
+    ],
     out: Annotated[Path, typer.Option(help="file of the small network")] = Path("small.prunus"),
     criterion: Annotated[str, typer.Option(help="a name from `prunus criteria`")] = "l1",
     allocator: Annotated[str, typer.Option(help="uniform or global")] = "global",
@@ -117,7 +125,12 @@ def prune_command(
     as_json: AsJson = False,
 ) -> None:
     """Prune a network once, prove the result and save it. Without training: use `prunus run` to recover accuracy."""
-    limits = {"min_channels": min_channels, "multiple_of": multiple_of, "max_pruning_ratio": max_pruning_ratio, "tolerance": tolerance}
+    limits = {
+        "min_channels": min_channels,
+        "multiple_of": multiple_of,
+        "max_pruning_ratio": max_pruning_ratio,
+        "tolerance": tolerance,
+    }
     wanted = Budget.parse(budget, **limits)
     bundle = _bundle(data, image_size, seed)
     network = _network(model, weights, num_classes, bundle, argument, seed)
@@ -127,7 +140,17 @@ def prune_command(
         torch.manual_seed(seed)
         loader = make_loader(bundle.calibration, batch_size=64, shuffle=True) if bundle and needs_data else None
         result = prune(
-            network, examples, wanted, criterion, loader, None, allocator, keep or (), mixing=mixing, batches=batches, seed=seed  # pyright: ignore[reportArgumentType]
+            network,
+            examples,
+            wanted,
+            criterion,
+            loader,
+            None,
+            allocator,
+            keep or (),
+            mixing=cast(Any, mixing),
+            batches=batches,
+            seed=seed,  # pyright: ignore[reportArgumentType]
         )
     save(result.model, result.record, out)
     written = [str(out)]
@@ -137,7 +160,17 @@ def prune_command(
         written.append(str(export_onnx(result.model, examples, onnx).path))
     if as_json:
         assert result.verification is not None
-        print(json.dumps({"budget": result.plan.provenance["budget"], "max_error": result.verification.max_error, "kept": result.plan.counts(), "files": written}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "budget": result.plan.provenance["budget"],
+                    "max_error": result.verification.max_error,
+                    "kept": result.plan.counts(),
+                    "files": written,
+                },
+                indent=2,
+            )
+        )
     else:
         _out.print(escape(str(result)))
         _out.print(f"written: {', '.join(map(escape, written))}")
@@ -146,7 +179,9 @@ def prune_command(
 @app.command("run")
 def run_command(
     recipe: Annotated[Path, typer.Argument(help="a TOML file")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.field=value, over the recipe's; may be repeated")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.field=value, over the recipe's; may be repeated")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the run (default: runs/NAME)")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue a run that was stopped")] = False,
 ) -> None:
@@ -216,18 +251,20 @@ def evaluate(
 @app.command()
 def criteria(as_json: AsJson = False) -> None:
     """List the criteria: what they need and where they come from."""
-    rows = [
-        {"name": row.name, "summary": row.summary, "needs": sorted(row.needs), "options": sorted(row.variants), "paper": row.paper}
-        for row in CRITERIA.values()
-    ]
+    rows = list(CRITERIA.values())
     if as_json:
-        print(json.dumps(rows, indent=2))
+        listed = [
+            {"name": r.name, "summary": r.summary, "needs": sorted(r.needs), "options": sorted(r.variants), "paper": r.paper}
+            for r in rows
+        ]
+        print(json.dumps(listed, indent=2))
         return
     table = Table()
     for heading in ("criterion", "what", "needs data", "options", "paper"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(row["name"], escape(row["summary"]), "yes" if row["needs"] else "no", ", ".join(row["options"]), escape(row["paper"]))
+        needs = "yes" if row.needs else "no"
+        table.add_row(row.name, escape(row.summary), needs, ", ".join(row.variants), escape(row.paper))
     _out.print(table)
 
 
@@ -236,7 +273,12 @@ def _bundle(data: str | None, image_size: int | None, seed: int) -> DataBundle |
 
 
 def _network(
-    source: str, weights: str | None, num_classes: int | None, bundle: DataBundle | None, arguments: list[str] | None, seed: int = 0
+    source: str,
+    weights: str | None,
+    num_classes: int | None,
+    bundle: DataBundle | None,
+    arguments: list[str] | None,
+    seed: int = 0,
 ) -> nn.Module:
     settings: dict[str, Any] = {}
     for item in arguments or []:

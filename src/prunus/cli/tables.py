@@ -17,7 +17,9 @@ def graph_table(graph: ChannelGraph) -> Table:
     for heading, justify in (("group", "left"), ("channels", "right"), ("layers", "right"), ("state", "left")):
         table.add_column(heading, justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
     for group in graph.groups:
-        state = f"frozen: {group.frozen_because}" if group.frozen_because else ("prunable, mixing" if group.mixing else "prunable")
+        state = (
+            f"frozen: {group.frozen_because}" if group.frozen_because else ("prunable, mixing" if group.mixing else "prunable")
+        )
         writers = {m.parameter_axis.parameter.rpartition(".")[0] for m in group.with_role("writes")}
         table.add_row(escape(group.name), str(group.num_channels), str(len(writers)), escape(state))
     return table
@@ -33,7 +35,8 @@ def graph_json(graph: ChannelGraph) -> dict[str, Any]:
             "frozen_because": g.frozen_because,
             "mixing": g.mixing,
             "members": [
-                {"parameter": m.parameter_axis.parameter, "axis": m.parameter_axis.axis, "role": m.parameter_axis.role} for m in g.members
+                {"parameter": m.parameter_axis.parameter, "axis": m.parameter_axis.axis, "role": m.parameter_axis.role}
+                for m in g.members
             ],
         }
         for g in graph.groups
@@ -50,15 +53,27 @@ def result_table(result: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="left" if not heading else "right")
     stages = result["stages"]
     first, last = stages[0], stages[-1]
-    table.add_row("test accuracy", f"{first['accuracy']:.2%}", f"{last['accuracy']:.2%}", f"{100 * (last['accuracy'] - first['accuracy']):+.2f} points")
+    table.add_row(
+        "test accuracy",
+        f"{first['accuracy']:.2%}",
+        f"{last['accuracy']:.2%}",
+        f"{100 * (last['accuracy'] - first['accuracy']):+.2f} points",
+    )
     for stage in stages[1:-1]:
         table.add_row(f"  {stage['stage']}", "", f"{stage['accuracy']:.2%}", "")
-    for label, key in (("MACs", "macs"), ("parameters", "parameters"), ("peak activations, bytes", "activation_bytes"), ("file, bytes", "file_bytes")):
+    for label, key in (
+        ("MACs", "macs"),
+        ("parameters", "parameters"),
+        ("peak activations, bytes", "activation_bytes"),
+        ("file, bytes", "file_bytes"),
+    ):
         table.add_row(label, f"{before[key]:,}", f"{after[key]:,}", f"{after[key] / max(before[key], 1):.1%}")
     pairs = [(f"latency, {before['latency']['runtime']}", before["latency"], after["latency"])]
     pairs += [(f"latency, {e['latency_after']['runtime']}", e["latency_before"], e["latency_after"]) for e in result["exports"]]
     for label, a, b in pairs:
-        table.add_row(label, f"{a['median_ms']:.3f} ms", f"{b['median_ms']:.3f} ms", f"{a['median_ms'] / b['median_ms']:.2f}x faster")
+        table.add_row(
+            label, f"{a['median_ms']:.3f} ms", f"{b['median_ms']:.3f} ms", f"{a['median_ms'] / b['median_ms']:.2f}x as fast"
+        )
     return table
 
 
@@ -69,9 +84,15 @@ def result_notes(result: Mapping[str, Any]) -> list[str]:
         for row in result["budget"]
     ]
     proof = result["verification"]
-    notes.append(f"removed == silenced: largest relative error {proof['max_error']:.1e} in float64 (tolerance {proof['tolerance']:.0e})")
+    notes.append(
+        f"removed == silenced: largest relative error {proof['max_error']:.1e} in float64 (tolerance {proof['tolerance']:.0e})"
+    )
     for export in result["exports"]:
-        notes.append(f"{export['file']}: {export['format']} agrees with PyTorch, largest relative error {export['max_error']:.1e}")
+        notes.append(
+            f"{export['file']}: {export['format']} agrees with PyTorch, largest relative error {export['max_error']:.1e}"
+        )
     frozen = [g for g in result["groups"] if g["frozen_because"]]
-    notes.append(f"{len(result['groups']) - len(frozen)} of {len(result['groups'])} channel groups prunable; the report says why the others aren't")
+    notes.append(
+        f"{len(result['groups']) - len(frozen)} of {len(result['groups'])} channel groups prunable; the report says why the others aren't"
+    )
     return notes

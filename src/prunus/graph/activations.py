@@ -29,7 +29,7 @@ class LiveActivations:
         born = False
         for out in outs:
             storage = out.untyped_storage()
-            key = storage._cdata
+            key = storage._cdata  # pyright: ignore[reportPrivateUsage]
             if key in self._live or out.numel() == 0:
                 continue
             self._live[key] = (StorageWeakRef(storage), len(self.storages))

@@ -13,17 +13,18 @@ from torch.overrides import TorchFunctionMode
 from prunus.graph.labels import named_tensors
 from prunus.types import ChannelGraph
 
-_READERS: dict[Any, bool] = {
+READING_FUNCTIONS: dict[Any, bool] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), True),
     F.linear: False,
 }
+"""Functions with a weight that reads their input, and whether channels are the input's second axis (else its last)."""
 
 
 class Gates(TorchFunctionMode):
     """While active, every convolution and linear layer that reads a gated group gets its input times the gate.
 
     ``values`` maps group names to (num_channels,), or (batch, num_channels) for a gate of its own for each example. A gate of
-    zeros silences. Only weights that are plain parameters can be gated; `ungated` names the groups with other readers.
+    zeros silences. Only weights that are plain parameters of convolutions and linear layers are gated.
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, values: Mapping[str, Tensor]) -> None:
@@ -54,11 +55,11 @@ class Gates(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func in _READERS:
+        if func in READING_FUNCTIONS:
             weight = args[1] if len(args) > 1 else kwargs.get("weight")
             index = self._index.get(id(weight))
             if index is not None and args:
-                args = (self._gated(args[0], index, _READERS[func]), *args[1:])
+                args = (self._gated(args[0], index, READING_FUNCTIONS[func]), *args[1:])
         return func(*args, **kwargs)
 
     def _gated(self, x: Tensor, index: Tensor, channels_first: bool) -> Tensor:

@@ -45,12 +45,9 @@ def convolution(op: OpCall) -> None:
     op.set(op.outs[0], axes if labels is None else {**axes, 1: labels}, parametric=op.field(x).parametric)
     positions = (x if transposed else op.outs[0]).shape
     factor = positions[0] * math.prod(positions[2:]) * math.prod(weight.shape[2:])
-    widths = (
-        op.labels(weight, out_of) if weight.shape[out_of] > 1 else 1,
-        op.labels(weight, into) if weight.shape[into] > 1 else 1,
-    )
-    sizes = tuple(w if w is not None else weight.shape[a] for w, a in zip(widths, (out_of, into), strict=True))
-    op.tracer.add_layer(op, "transposed convolution" if transposed else "convolution", sizes, tuple(weight.shape[2:]), groups, factor)
+    widths = (weight.shape[out_of] if read is None else read, weight.shape[into] if written is None else written)
+    kind = "transposed convolution" if transposed else "convolution"
+    op.tracer.add_layer(op, kind, widths, tuple(weight.shape[2:]), groups, factor)
 
 
 def _plain(op: OpCall, incoming: LabelVector | None, written: LabelVector | None, read: LabelVector | None) -> LabelVector | None:

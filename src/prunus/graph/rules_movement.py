@@ -31,7 +31,13 @@ def replay(op: OpCall) -> None:
                 else:
                     results[i][out_axis] = vector
     for out, axes in zip(op.outs, results, strict=True):
-        op.set(out, axes)
+        op.set(out, axes, fixed=_still_fixed(op, source, out))
+
+
+def _still_fixed(op: OpCall, source: Tensor, out: Tensor) -> dict[int, str]:
+    """Reasons for fixed axes that the operation leaves as they are."""
+    fixed = op.field(source).fixed
+    return {a: why for a, why in fixed.items() if out.ndim == source.ndim and out.shape[a] == source.shape[a]}
 
 
 def _run_on_labels(op: OpCall, source: Tensor, axis: int, labels: LabelVector) -> list[Tensor]:
@@ -191,7 +197,7 @@ def spatial(pixels: int) -> Callable[[OpCall], None]:
                 op.freeze(labels, "channels lie on a pixel axis")
                 del axes[axis]
         for out in op.outs:
-            op.set(out, axes)
+            op.set(out, axes, fixed=_still_fixed(op, source, out))
 
     return rule
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias, cast
@@ -73,7 +73,7 @@ def _check_traceable(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedNetwork("the model is a TorchScript module, whose code can't be traced: prune the Python module it was made from")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(tensor):
             raise UnsupportedNetwork(f"`{name}` is lazy and has no shape yet: run the model once on real input before tracing")
         if tensor.is_floating_point() and not _is_finite(tensor):
             raise UnsupportedNetwork(f"`{name}` holds NaN or infinite values: no score or check on this network would mean anything")
@@ -96,8 +96,7 @@ def _selector(model: nn.Module, keep: Keep) -> Callable[[str], str | None]:
         elif isinstance(selector, type):
             hits = {n for n, m in modules.items() if isinstance(m, selector)}
         else:
-            predicate = cast("Callable[[str, nn.Module], bool]", selector)
-            hits = {n for n, m in modules.items() if predicate(n, m)}
+            hits = {n for n, m in modules.items() if selector(n, m)}
         if not hits:
             shown = selector if isinstance(selector, str) else getattr(selector, "__name__", repr(selector))
             if isinstance(selector, str):
@@ -114,15 +113,15 @@ def _selector(model: nn.Module, keep: Keep) -> Callable[[str], str | None]:
 
 
 @contextmanager
-def _as_found(model: nn.Module) -> Iterator[None]:
+def _as_found(model: nn.Module) -> Generator[None]:
     """Put back modes, buffers, the random state and the attention fast path, whatever happens."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.random.fork_rng(devices=[d for d in devices if d is not None]), torch.no_grad():
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ class Tracer(TorchDispatchMode):
                 call.set(out, {})
 
     @contextmanager
-    def watching_modules(self) -> Iterator[None]:
+    def watching_modules(self) -> Generator[None]:
         """Keep `module_path` up to date; hooks also switch off fused fast paths that would hide operations."""
 
         def enter(module: nn.Module, _: Any) -> None:
@@ -163,7 +163,7 @@ class Tracer(TorchDispatchMode):
 
 def source_line() -> str:
     """``file.py:12`` of the innermost frame of the network's own code: neither PyTorch, nor the tracer, nor its caller."""
-    frame = sys._getframe(1)
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None and frame.f_code is not call_model.__code__:
         name = frame.f_code.co_filename
         if not name.startswith(_NOT_THE_NETWORK):

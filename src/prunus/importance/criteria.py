@@ -125,10 +125,14 @@ def score(
                 by_group[group.name] = _checked(values, group.name, group.num_channels, row.name)
     unscored = [g.name for g in graph.prunable if g.name not in by_group]
     if graph.prunable and not by_group:
-        raise NothingPruned(f"criterion {row.name} can score none of the {len(unscored)} groups (bn_scale needs norm layers, taylor needs weights that read)")
+        raise NothingPruned(
+            f"criterion {row.name} can score none of the {len(unscored)} groups "
+            "(bn_scale needs norm layers, taylor needs weights that read)"
+        )
     if unscored:
         shown = ", ".join(unscored[:5]) + (", ..." if len(unscored) > 5 else "")
-        warnings.warn(f"criterion {row.name} says nothing about {len(unscored)} groups, which are kept whole: {shown}", PrunusWarning, stacklevel=2)
+        text = f"criterion {row.name} says nothing about {len(unscored)} of {len(graph.prunable)} groups, kept whole: {shown}"
+        warnings.warn(text, PrunusWarning, stacklevel=2)
     return Scores(by_group, row.name, bool(getattr(row, "comparable", False)))
 
 

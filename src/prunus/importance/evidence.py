@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from prunus.errors import EvidenceError
 from prunus.graph.gates import Gates
 from prunus.graph.group_view import channel_sum, sum_along
 from prunus.graph.labels import named_tensors
-from prunus.types import ChannelGraph, ChannelGroup, ForwardFn, LossFn, call_model, first_tensor
+from prunus.importance.readers import DirectReaders, reading_members
+from prunus.types import ChannelGraph, ChannelGroup, ForwardFn, GroupMember, LossFn, call_model, first_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +43,19 @@ class DataRun:
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Mean loss of the batch; cross entropy where no ``loss_fn`` was given."""
-        output = call_model(model, batch[0], self.forward_fn)
-        loss = self.loss_fn(output, batch) if self.loss_fn is not None else F.cross_entropy(output, batch[1])
+        pair = cast("tuple[Any, ...]", batch) if isinstance(batch, (tuple, list)) and len(cast("tuple[Any, ...]", batch)) > 1 else None
+        if pair is None and (self.loss_fn is None or self.forward_fn is None):
+            raise EvidenceError(f"the loader yields a {type(batch).__name__}: yield (inputs, targets), or give forward_fn and loss_fn")
+        output = call_model(model, batch if pair is None else pair[0], self.forward_fn)
+        loss = self.loss_fn(output, batch) if self.loss_fn is not None else _cross_entropy(output, cast("Any", pair)[1])
+        if not isinstance(cast("Any", loss), Tensor) or loss.numel() != 1:
+            shape = tuple(loss.shape) if isinstance(cast("Any", loss), Tensor) else type(loss).__name__
+            raise EvidenceError(f"loss_fn(output, batch) must return the batch's mean, a tensor with one value, not {shape}")
         if not bool(torch.isfinite(loss)):
             raise EvidenceError(f"the loss is {float(loss)} on a scoring batch: scores would mean nothing; check the data and the loss")
-        return loss
+        if not loss.requires_grad:
+            raise EvidenceError("the loss doesn't depend on the network's weights through autograd: it was detached in forward_fn or loss_fn")
+        return loss.reshape(())
 
     def __iter__(self) -> Iterator[Any]:
         empty = True
@@ -57,64 +66,106 @@ class DataRun:
             raise EvidenceError("the data loader yields nothing: a criterion that needs data can't score; check the data set and drop_last")
 
 
+def _cross_entropy(output: Any, targets: Any) -> Tensor:
+    if not isinstance(output, Tensor) or not isinstance(targets, Tensor):
+        raise EvidenceError(
+            f"the default cross entropy needs a tensor of logits and one of targets, not {type(output).__name__} and "
+            f"{type(targets).__name__}: give your own loss_fn(output, batch)"
+        )
+    return F.cross_entropy(output, targets)
+
+
 def gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[str, Tensor]:
     """Mean over minibatches of the squared derivative of the batch-mean loss by each channel's gate.
 
-    No gate is inserted: the derivative is the sum over the group's reading slices of weight x dL/dweight.
+    No gate is inserted: the derivative is the sum over the group's reading slices of weight x dL/dweight. That isn't so for weights that
+    the network computes from parameters (weight standardisation): groups that such weights read are left out.
     """
     tensors = dict(named_tensors(model))
-    readers = {g.name: [m for m in g.with_role("reads") if isinstance(tensors[m.parameter_axis.parameter], nn.Parameter)] for g in graph.prunable}
-    names = sorted({m.parameter_axis.parameter for members in readers.values() for m in members})
-    weights = [tensors[name] for name in names]
+    readers = reading_members(model, graph)
+    weights = {m.parameter_axis.parameter: tensors[m.parameter_axis.parameter] for members in readers.values() for m in members}
     totals: dict[str, Tensor] = {}
     count = 0
-    with _for_gradients(model, weights):
+    with _for_gradients(model, list(weights.values())):
         for batch in run:
-            gradients = torch.autograd.grad(run.loss(model, _to_device(batch, model)), weights, allow_unused=True)
-            products = {n: w.detach() * g for n, w, g in zip(names, weights, gradients, strict=True) if g is not None}
-            sums: dict[tuple[str, int], Tensor] = {}
-            for group in graph.prunable:
-                parts: list[Tensor] = []
-                for member in readers[group.name]:
-                    where = member.parameter_axis
-                    if where.parameter in products:
-                        key = (where.parameter, where.axis)
-                        if key not in sums:
-                            sums[key] = sum_along(products[where.parameter], where.axis)
-                        parts.append(channel_sum(member, sums[key]))
-                if parts:
-                    squared = torch.stack(parts).sum(0).double() ** 2
-                    totals[group.name] = totals[group.name] + squared if group.name in totals else squared
+            with DirectReaders() if count == 0 else nullcontext() as seen:
+                loss = run.loss(model, _to_device(batch, model))
+            if seen is not None and seen.computed:
+                indirect = seen.indirect(loss, weights.values())
+                readers = _without(readers, {name for name, weight in weights.items() if id(weight) in indirect})
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            products = {n: w.detach() * g for (n, w), g in zip(weights.items(), gradients, strict=True) if g is not None}
+            for name, squared in _squared_gate_gradients(readers, products):
+                totals[name] = totals[name] + squared if name in totals else squared
             count += 1
     return {name: total / count for name, total in totals.items()}
 
 
+def _squared_gate_gradients(readers: Mapping[str, list[GroupMember]], products: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(dL/dgate)^2 of one batch for every group, from weight x dL/dweight of every reading weight."""
+    sums: dict[tuple[str, int], Tensor] = {}
+    for name, members in readers.items():
+        parts: list[Tensor] = []
+        for member in members:
+            where = (member.parameter_axis.parameter, member.parameter_axis.axis)
+            if where[0] in products:
+                if where not in sums:
+                    sums[where] = sum_along(products[where[0]], where[1])
+                parts.append(channel_sum(member, sums[where]))
+        if parts:
+            yield name, torch.stack(parts).sum(0).double() ** 2
+
+
 def example_gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[str, Tensor]:
-    """Mean over minibatches of the sum over examples of the squared derivative by each example's own gate."""
-    readable = [g for g in graph.prunable if g.with_role("reads")]
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    totals = {g.name: torch.zeros(g.num_channels, dtype=torch.float64) for g in readable}
+    """Mean over minibatches of the sum over examples of the squared derivative by each example's own gate.
+
+    Gates sit in front of convolutions and linear layers; groups that anything else reads are left out.
+    """
+    tensors = dict(named_tensors(model))
+    readers = reading_members(model, graph)
+    weights = {m.parameter_axis.parameter: tensors[m.parameter_axis.parameter] for members in readers.values() for m in members}
+    sizes = {g.name: g.num_channels for g in graph.groups}
+    totals = {name: torch.zeros(sizes[name], dtype=torch.float64) for name in readers}
     used: set[str] = set()
     count = 0
-    with _for_gradients(model, []):
+    with _for_gradients(model, list(weights.values())):
         for batch in run:
             batch = _to_device(batch, model)
-            example = first_tensor(batch[0])
-            if example is None:
-                raise EvidenceError("the per-example variant needs a tensor among the inputs, with the examples along its first axis")
-            gates = {g.name: torch.ones(len(example), g.num_channels, dtype=dtype, device=example.device, requires_grad=True) for g in readable}
-            try:
-                with Gates(model, graph, gates):
-                    loss = run.loss(model, batch)
-            except RuntimeError as error:
-                raise EvidenceError(f"the per-example variant needs the examples along the first axis of every layer's input: {error}") from error
+            gates = _example_gates(model, batch, {name: sizes[name] for name in readers})
+            with DirectReaders() if count == 0 else nullcontext() as seen:
+                loss = _gated_loss(model, graph, run, batch, gates)
+            if seen is not None:
+                indirect = seen.indirect(loss, weights.values())
+                readers = _without(readers, {name for name, weight in weights.items() if id(weight) in indirect})
             gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
             for name, gradient in zip(gates, gradients, strict=True):
-                if gradient is not None:
+                if gradient is not None and name in readers:
                     used.add(name)
                     totals[name] += (gradient.double() ** 2).sum(0).cpu()
             count += 1
-    return {name: totals[name] / count for name in used}
+    return {name: totals[name] / count for name in totals if name in used}
+
+
+def _example_gates(model: nn.Module, batch: Any, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    example = first_tensor(batch)  # inputs come first, in a batch of any form
+    if example is None or example.ndim == 0:
+        raise EvidenceError("the per-example variant needs a tensor among the inputs, with the examples along its first axis")
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return {n: torch.ones(len(example), size, dtype=dtype, device=example.device, requires_grad=True) for n, size in sizes.items()}
+
+
+def _gated_loss(model: nn.Module, graph: ChannelGraph, run: DataRun, batch: Any, gates: Mapping[str, Tensor]) -> Tensor:
+    try:
+        with Gates(model, graph, gates):
+            return run.loss(model, batch)
+    except RuntimeError as error:
+        text = f"the per-example variant needs the examples along the first axis of every layer's input: {error}"
+        raise EvidenceError(text) from error
+
+
+def _without(readers: Mapping[str, list[GroupMember]], weights: set[str]) -> dict[str, list[GroupMember]]:
+    """The groups that none of ``weights`` reads."""
+    return {name: members for name, members in readers.items() if not any(m.parameter_axis.parameter in weights for m in members)}
 
 
 COLLECTORS: dict[str, Callable[[nn.Module, ChannelGraph, DataRun], dict[str, Tensor]]] = {
@@ -124,10 +175,11 @@ COLLECTORS: dict[str, Callable[[nn.Module, ChannelGraph, DataRun], dict[str, Ten
 
 
 @contextmanager
-def _for_gradients(model: nn.Module, weights: list[Tensor]) -> Iterator[None]:
-    """Evaluation mode (batch statistics must not move), gradients for frozen parameters too; put back at the end."""
+def _for_gradients(model: nn.Module, weights: list[Tensor]) -> Generator[None]:
+    """Evaluation mode, gradients for frozen parameters too; modes, flags, buffers and the random state are put back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(weight, weight.requires_grad) for weight in weights]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         model.eval()
         for weight in weights:
@@ -139,6 +191,10 @@ def _for_gradients(model: nn.Module, weights: list[Tensor]) -> Iterator[None]:
             module.training = mode
         for weight, flag in flags:
             weight.requires_grad_(flag)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def _to_device(batch: Any, model: nn.Module) -> Any:

@@ -78,7 +78,12 @@ class _Run:
         model = self.recipe.model
         classes, channels = self.data.num_classes, self.data.input_shape[0]
         return load_model(
-            model.source, weights=model.weights, num_classes=classes, in_channels=channels, arguments=model.arguments, seed=self.recipe.seed
+            model.source,
+            weights=model.weights,
+            num_classes=classes,
+            in_channels=channels,
+            arguments=model.arguments,
+            seed=self.recipe.seed,
         )
 
     def _base(self) -> nn.Module:
@@ -138,7 +143,9 @@ class _Run:
         model = self._after(number - 1, "fine-tune")
         budget = settings.to_budget()
         if settings.rounds > 1:
-            budget = round_budget(budget, trace(self._base(), self.examples, settings.keep, settings.mixing), number, settings.rounds)
+            budget = round_budget(
+                budget, trace(self._base(), self.examples, settings.keep, settings.mixing), number, settings.rounds
+            )
         result = prune(
             model,
             self.examples,
@@ -156,13 +163,19 @@ class _Run:
 
     def _recalibrate(self, number: int) -> dict[str, Any]:
         model = self._after(number, "prune")
-        images = recalibrate(model, self._calibration(self.recipe.recover.recalibrate_batches)) if self.recipe.recover.recalibrate_batches else 0
+        images = (
+            recalibrate(model, self._calibration(self.recipe.recover.recalibrate_batches))
+            if self.recipe.recover.recalibrate_batches
+            else 0
+        )
         self._save(model, self._record(number, "prune"), number, "recalibrate")
         return {"images": images, "evaluation": self._evaluate(model, self._named(number, "after recalibration"))}
 
     def _fine_tune(self, number: int) -> dict[str, Any]:
         model = self._after(number, "recalibrate")
-        epochs = self._fit(model, self.recipe.recover, "fine-tune" if self.recipe.prune.rounds == 1 else f"round-{number}-fine-tune")
+        epochs = self._fit(
+            model, self.recipe.recover, "fine-tune" if self.recipe.prune.rounds == 1 else f"round-{number}-fine-tune"
+        )
         self._save(model, self._record(number, "recalibrate"), number, "fine-tune")
         return {"epochs": epochs, "evaluation": self._evaluate(model, self._named(number, "after fine-tuning"))}
 
@@ -180,7 +193,14 @@ class _Run:
             files = {"before": self.out / "full.onnx", "after": self.out / "small.onnx"}
             times = measure_onnx_latency(files, one, runs=settings.latency_runs, threads=settings.threads)
             row = {k: v for k, v in asdict(check).items() if k != "path"}
-            exports.append({**row, "file": check.path.name, "latency_before": asdict(times["before"]), "latency_after": asdict(times["after"])})
+            exports.append(
+                {
+                    **row,
+                    "file": check.path.name,
+                    "latency_before": asdict(times["before"]),
+                    "latency_after": asdict(times["after"]),
+                }
+            )
         return {"latency": {name: asdict(value) for name, value in latency.items()}, "exports": exports}
 
     # -- the result

@@ -42,7 +42,9 @@ class Stages:
         old, new = flatten(before), flatten(now)
         changed = [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
         if changed:
-            raise RecipeError(f"{self.folder} holds a run of another recipe ({'; '.join(changed[:5])}): choose another folder with --out")
+            raise RecipeError(
+                f"{self.folder} holds a run of another recipe ({'; '.join(changed[:5])}): choose another folder with --out"
+            )
 
     def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of ``work``, or of the earlier run that finished it. Warnings are shown and kept with the result."""
@@ -69,5 +71,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(cast("dict[str, Any]", value), f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= (
+            flatten(cast("dict[str, Any]", value), f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        )
     return flat

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,8 +135,8 @@ def _copy_tensor(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
     values = _slice(tensor, axes)
     if not isinstance(tensor, nn.Parameter):
         return values.requires_grad_(tensor.requires_grad)
-    parameter = cast("nn.Parameter", type(tensor)(values, tensor.requires_grad))
-    parameter.__dict__.update(tensor.__dict__)
+    parameter = type(tensor)(values, tensor.requires_grad)
+    vars(parameter).update(vars(tensor))
     for hook in (getattr(tensor, "_backward_hooks", None) or {}).values():
         parameter.register_hook(hook)
     return parameter
@@ -226,7 +226,7 @@ def _move_optimizer(
 
 
 def _slice_ema(ema: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], shapes: Mapping[str, Shape], record: SurgeryRecord) -> None:
-    inner = cast("nn.Module", ema.module) if isinstance(ema, torch.optim.swa_utils.AveragedModel) else ema
+    inner = ema.module if isinstance(ema, torch.optim.swa_utils.AveragedModel) else ema
     averaged = dict(named_tensors(inner))
     if {name: tuple(tensor.shape) for name, tensor in averaged.items()} != dict(shapes):
         raise UnsupportedNetwork("the averaged model (ema) doesn't have the names and shapes of the model's parameters")

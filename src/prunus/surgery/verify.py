@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,8 @@ def verify(
     """
     try:
         with _default_dtype(torch.float64):
-            return compare(*(_outputs(m, example_inputs, torch.float64, forward_fn) for m in (silent, small)), tolerance)
+            reference = _reference(silent, example_inputs, forward_fn)
+            return compare(reference, _outputs(small, example_inputs, torch.float64, forward_fn), tolerance)
     except _ReferenceFailed:
         pass  # constants in float32 inside the network: compare in float32
     except Exception as error:
@@ -48,7 +49,14 @@ def verify(
 
 
 class _ReferenceFailed(Exception):
-    pass
+    """The silenced network itself can't run in float64."""
+
+
+def _reference(silent: nn.Module, inputs: Any, forward_fn: ForwardFn | None) -> list[Tensor]:
+    try:
+        return _outputs(silent, inputs, torch.float64, forward_fn)
+    except Exception as error:
+        raise _ReferenceFailed from error
 
 
 def _failed(small: nn.Module, error: Exception, tolerance: float) -> VerificationReport:
@@ -87,7 +95,7 @@ def compare(reference: list[Tensor], own: list[Tensor], tolerance: float) -> Ver
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def _default_dtype(dtype: torch.dtype) -> Generator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

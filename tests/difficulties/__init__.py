@@ -1,0 +1,1 @@
+"""Small networks with one difficulty each, by family; `nets` collects them."""
