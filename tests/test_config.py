@@ -57,7 +57,12 @@ def recipe(tmp_path: Path) -> Path:
 
 def test_reads_every_section(recipe: Path) -> None:
     run = load_recipe(recipe)
-    assert (run.name, run.seed, run.model.source, run.model.arguments) == ("cats-1", 3, "torchvision:resnet18", {"num_classes": 2})
+    assert (run.name, run.seed, run.model.source, run.model.arguments) == (
+        "cats-1",
+        3,
+        "torchvision:resnet18",
+        {"num_classes": 2},
+    )
     assert (run.data.image_size, run.data.mean, run.data.batch_size) == (160, (0.5, 0.5, 0.5), 64)
     assert (run.train.epochs, run.train.lr, run.train.optimizer) == (2, 0.1, "sgd")
     assert (run.recover.epochs, run.recover.lr, run.recover.optimizer) == (3, 0.02, "adamw")

@@ -33,8 +33,12 @@ def member(parameter: str, axis: int, role: str, positions: list[list[int]]) -> 
 
 
 def graph() -> ChannelGraph:
-    a = ChannelGroup("a", 4, (member("a.weight", 0, "writes", [[0, 4], [1, 5], [2, 6], [3, 7]]), member("a.bias", 0, "writes", [[0]] * 4)))
-    b = ChannelGroup("b", 2, (member("b.weight", 0, "writes", [[0], [1]]), member("c.weight", 1, "reads", [[0], [1]])), mixing=True)
+    a = ChannelGroup(
+        "a", 4, (member("a.weight", 0, "writes", [[0, 4], [1, 5], [2, 6], [3, 7]]), member("a.bias", 0, "writes", [[0]] * 4))
+    )
+    b = ChannelGroup(
+        "b", 2, (member("b.weight", 0, "writes", [[0], [1]]), member("c.weight", 1, "reads", [[0], [1]])), mixing=True
+    )
     return ChannelGraph((a, b), (), Counter({"aten::lstm": 2}), "f" * 64, LinearCost(), notes=("a remark",))
 
 

@@ -56,6 +56,11 @@ def _write_through_view(m: Any, x: Tensor) -> Tensor:
     return m.head(out)
 
 
+def _unpool(m: Any, x: Tensor) -> Tensor:
+    pooled, indices = F.max_pool2d(m.stem(x), 2, return_indices=True)
+    return m.head(F.max_unpool2d(m.body(pooled), indices, 2))
+
+
 def _chain_with(move: Any, width: int = 8, read: int = 8) -> Any:
     return lambda: Program(lambda m, x: m.head(move(m.stem(x))), stem=conv(3, width), head=conv(read, 2))
 
@@ -64,6 +69,7 @@ def _frozen_stem(width: int, why: str) -> dict[str, G]:
     return {"stem": G(width, "stem.weight/0 stem.bias/0", "", frozen=why), "head": HEAD}
 
 
+MIXED_PARTS = "divided into equal parts, one of which holds entries of fixed width, in `aten.split"
 HEAD = G(2, "head.weight/0 head.bias/0", frozen=OUTPUT)
 
 NETS = [
@@ -142,7 +148,7 @@ NETS = [
         lambda: Program(_padded_shortcut, stem=conv(3, 4), body=nn.Conv2d(4, 6, 3, stride=2, padding=1), head=conv(6, 2)),
         {
             "stem": G(4, "stem.weight/0 stem.bias/0", "body.weight/1", frozen="padded with constant channels (a width held in Python)"),
-            "body": G(6, "body.weight/0 body.bias/0", "head.weight/1", frozen="meets a tensor whose width is fixed"),
+            "body": G(6, "body.weight/0 body.bias/0", frozen="padded with constant channels (a width held in Python)"),
             "head": HEAD,
         },
         outcome="frozen",
@@ -150,7 +156,7 @@ NETS = [
     Net(
         "single channel",
         lambda: Program(_single_channel, stem=conv(3, 6), head=conv(6, 2)),
-        {"stem": G(6, "stem.weight/0 stem.bias/0", "head.weight/1", frozen="in `aten."), "head": HEAD},
+        {"stem": G(6, "stem.weight/0 stem.bias/0", "head.weight/1", frozen="a single channel is selected"), "head": HEAD},
         outcome="frozen",
     ),
     Net("index by buffer", _index_by_buffer, _frozen_stem(4, "channels are picked by absolute index"), outcome="frozen"),
@@ -159,7 +165,7 @@ NETS = [
         lambda: Program(_write_through_view, stem=conv(3, 5), body=conv(5, 4), head=conv(6, 2)),
         {
             "stem": G(5, "stem.weight/0 stem.bias/0", "body.weight/1"),
-            "body": G(4, "body.weight/0 body.bias/0", frozen="written in place into part of another tensor"),
+            "body": G(4, "body.weight/0 body.bias/0", frozen="meets a tensor whose width is fixed in `aten.copy_"),
             "head": HEAD,
         },
     ),
@@ -168,13 +174,25 @@ NETS = [
         lambda: Program(
             lambda m, x: m.head(torch.cat([x, m.stem(x)], 1).chunk(3, 1)[1]), stem=conv(3, 9), head=conv(4, 2)
         ),
-        {"stem": G(9, "stem.weight/0 stem.bias/0", "head.weight/1", frozen="divided"), "head": HEAD},
+        {
+            "stem": G(5, "stem.weight/0 stem.bias/0", frozen=MIXED_PARTS),
+            "stem#2": G(4, "stem.weight/0 stem.bias/0", "head.weight/1", frozen=MIXED_PARTS),
+            "head": HEAD,
+        },
         outcome="frozen",
     ),
     Net(
         "stack and interleave",
         lambda: Program(lambda m, x: m.head(torch.stack([m.left(x), m.right(x)], 2).flatten(1, 2)), left=conv(3, 4), right=conv(3, 4), head=conv(8, 2)),
         {"left": G(4, "left.weight/0 left.bias/0 right.weight/0 right.bias/0", "head.weight/1"), "head": HEAD},
+    ),
+    Net(  # every channel is an image of its own to one filter
+        "channels on the batch axis",
+        lambda: Program(
+            lambda m, x: m.head(m.blur((y := m.stem(x)).reshape(-1, 1, *y.shape[2:])).view(y.shape)),
+            stem=conv(3, 4), blur=conv(1, 1), head=conv(4, 2),
+        ),
+        {"stem": G(4, "stem.weight/0 stem.bias/0", "head.weight/1"), "head": HEAD},
     ),
     Net(
         "repeat channels",
@@ -184,8 +202,7 @@ NETS = [
     Net(
         "unpooling",  # SegNet: indices of one layer place another layer's channels
         lambda: Program(
-            lambda m, x: m.head(F.max_unpool2d(m.body(p := (F.max_pool2d(m.stem(x), 2, return_indices=True))[0]), _indices(m.stem(x)), 2)),
-            stem=conv(3, 6), body=conv(6, 6), head=conv(6, 2),
+            _unpool, stem=conv(3, 6), body=conv(6, 6), head=conv(6, 2),
         ),
         {
             "stem": G(6, "stem.weight/0 stem.bias/0 body.weight/0 body.bias/0", "body.weight/1 head.weight/1"),
@@ -207,9 +224,3 @@ NETS = [
         {"stem": G(6, "stem.weight/0 stem.bias/0", "head.weight/1"), "head": HEAD},
     ),
 ]
-
-
-def _indices(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, 2, return_indices=True)[1]
-
-

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from difficulties.network import OUTPUT, G, Net, Program, conv, image
 
 STEM = G(6, "stem.weight/0 stem.bias/0", "head.weight/1")
+MIXING_STEM = G(6, "stem.weight/0 stem.bias/0", "head.weight/1", mixing=True)
 HEAD = G(2, "head.weight/0 head.bias/0", frozen=OUTPUT)
 
 
@@ -82,11 +83,11 @@ def _two_stems(run: Any) -> Any:
 
 
 NETS = [
-    Net("branch on values", lambda: Program(_branch_on_values, stem=conv(3, 6), head=conv(6, 2)), {"stem": STEM, "head": HEAD}),
+    Net("branch on values", lambda: Program(_branch_on_values, stem=conv(3, 6), head=conv(6, 2)), {"stem": MIXING_STEM, "head": HEAD}),
     Net(
         "item",
         lambda: Program(_item, stem=conv(3, 6), head=conv(6, 2)),
-        {"stem": G(6, "stem.weight/0 stem.bias/0", "head.weight/1", mixing=True), "head": HEAD},
+        {"stem": MIXING_STEM, "head": HEAD},
     ),
     Net("dict input", _two_stems(_keyword), _TWO_STEMS, lambda: {"left": image(2, 3, 8, 8), "right": image(2, 1, 8, 8)}),
     Net(
@@ -105,7 +106,7 @@ NETS = [
     Net(
         "token mixing by linear",
         lambda: Program(lambda m, x: m.head(F.relu(m.stem(x.flatten(2).transpose(1, 2)))), stem=nn.Linear(3, 6), head=nn.Linear(6, 2)),
-        {"stem": STEM, "head": HEAD},
+        {"stem": G(6, "stem.weight/0", "head.weight/1", scales="stem.bias/0"), "head": HEAD},
     ),
     Net(
         "embedding",

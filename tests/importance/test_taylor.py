@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from small_nets import NETS, batches, build, images
 from torch import Tensor, nn
 
 import prunus
 from prunus.graph.gates import Gates
 from prunus.types import PruningPlan
+from small_nets import NETS, batches, build, images
 
 DOUBLE = torch.float64
 
@@ -34,7 +34,9 @@ def squared(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
     return ((output - batch[1]) ** 2).mean()
 
 
-def gate_gradients(model: nn.Module, graph: prunus.ChannelGraph, batch: tuple[Tensor, Tensor], loss: object = None) -> dict[str, Tensor]:
+def gate_gradients(
+    model: nn.Module, graph: prunus.ChannelGraph, batch: tuple[Tensor, Tensor], loss: object = None
+) -> dict[str, Tensor]:
     """dL/dgate of every prunable group, from gates that are really multiplied in."""
     gates = {g.name: torch.ones(g.num_channels, dtype=DOUBLE, requires_grad=True) for g in graph.prunable}
     with Gates(model, graph, gates):
@@ -72,7 +74,9 @@ def test_examples_cancel_in_a_batch_and_not_per_example() -> None:
     model = Toy()
     graph = prunus.trace(model, torch.ones(2, 1))
     batch = (torch.ones(2, 1), torch.tensor([[1.6], [-0.4]]))
-    assert prunus.score(model, graph, "taylor", [batch], squared).by_group["hidden"].tolist() == pytest.approx([0, 0, 0], abs=1e-12)
+    assert prunus.score(model, graph, "taylor", [batch], squared).by_group["hidden"].tolist() == pytest.approx(
+        [0, 0, 0], abs=1e-12
+    )
     found = prunus.score(model, graph, "taylor", [batch], squared, per_example=True).by_group["hidden"]
     assert found.tolist() == pytest.approx([2.0, 0.5, 0.02], rel=1e-5)
 
@@ -157,7 +161,7 @@ def test_dropout_and_batch_statistics_play_no_part() -> None:
 class Standardised(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return F.conv2d(x, centred / centred.norm(dim=(1, 2, 3), keepdim=True), self.bias)
+        return F.conv2d(x, centred / centred.std((1, 2, 3), keepdim=True), self.bias)
 
 
 class ComputedWeight(nn.Module):

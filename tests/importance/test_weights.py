@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_nets import build, images
 from torch import Tensor, nn
 
 import prunus
 from prunus import NothingPruned, PrunusWarning
+from small_nets import build, images
 
 ORDERS = {"l1": 1, "l2": 2}
 
@@ -36,7 +36,9 @@ def test_plain_layers(criterion: str) -> None:
     model = build("Plain")
     found = scores(model, criterion)
     for name in ("one", "two", "three"):
-        torch.testing.assert_close(found[f"{name}.0"].float(), norms(list(model.get_submodule(name)[0].weight), ORDERS[criterion]))
+        torch.testing.assert_close(
+            found[f"{name}.0"].float(), norms(list(model.get_submodule(name)[0].weight), ORDERS[criterion])
+        )
 
 
 @pytest.mark.parametrize("criterion", ORDERS)
@@ -94,7 +96,9 @@ def test_bn_scale_without_norms_can_score_nothing() -> None:
 
 
 def test_bn_scale_warns_of_groups_without_norm() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 2))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 2)
+    )
     with pytest.warns(PrunusWarning, match="bn_scale says nothing about 1 of 2 groups, kept whole: 3"):
         assert set(scores(model, "bn_scale")) == {"0"}
 

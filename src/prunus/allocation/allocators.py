@@ -25,7 +25,13 @@ class AllocatorRow:
         return (self.function.__doc__ or "").strip().splitlines()[0]
 
     def allocate(
-        self, graph: ChannelGraph, scores: Scores, budget: Budget, *, evaluate: Evaluate | None = None, measure: Evaluate | None = None
+        self,
+        graph: ChannelGraph,
+        scores: Scores,
+        budget: Budget,
+        *,
+        evaluate: Evaluate | None = None,
+        measure: Evaluate | None = None,
     ) -> PruningPlan:
         """A plan that meets the budget from below; ``evaluate`` and ``measure`` are for allocators that search."""
         return self.function(graph, scores, budget)
@@ -50,7 +56,8 @@ def allocate(
     Raises:
         UnknownName: no such allocator.
         NothingPruned: all groups are frozen or at their floors, or the network already meets the budget.
-        BudgetNotMet: even the smallest allowed network costs more, or channels are too coarse to come close; ``plan`` is the nearest.
+        BudgetNotMet: even the smallest allowed network costs more, or channels are too coarse to come close;
+            ``plan`` is the nearest.
     """
     if isinstance(allocator, str):
         if allocator not in ALLOCATORS:

@@ -1,8 +1,6 @@
-"""Allocation by ranking: `uniform` gives every group the same ratio, `global_ranking` removes the lowest scores wherever they are."""
+"""Allocation by ranking: `uniform` gives every group one ratio, `global_ranking` removes the lowest scores wherever they are."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +9,12 @@ from prunus.allocation.widths import GroupWidths, Widths
 from prunus.types import Budget, ChannelGraph, PruningPlan, Scores
 
 Floats = npt.NDArray[np.float64]
-_SHORTLIST = 256
+Ints = npt.NDArray[np.int64]
+_REACHES = (1, 2, 4, 8, 1_000_000)
+"""How many steps any group may be moved away from the ranking to come within the tolerance: tried in this order."""
+_FEW = 20_000
+"""So many positions are all priced; of more, a shortlist of those that differ in two groups, up to a reach of eight."""
+_SHORTLIST = 1024
 
 
 def uniform(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
@@ -28,7 +31,8 @@ def uniform(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
         middle = (low + high) / 2
         low, high = (low, middle) if widths.gap(levels_at(middle)) >= 0 else (middle, high)
     levels = levels_at(high)
-    by_ratio = sorted(range(len(levels)), key=lambda i: widths.groups[i].levels[levels[i]] / widths.groups[i].levels[0])
+    pruned = [i for i, level in enumerate(levels) if level > 0]
+    by_ratio = sorted(pruned, key=lambda i: widths.groups[i].levels[levels[i]] / widths.groups[i].levels[0])
     return _finish(widths, levels, by_ratio, "uniform")
 
 
@@ -57,62 +61,79 @@ def _on_one_scale(group: GroupWidths, comparable: bool) -> Floats:
     return steps if comparable or mean == 0 else steps / mean
 
 
-def _finish(widths: Widths, levels: list[int], candidates: Iterable[int], name: str) -> PruningPlan:
-    """Give back what still fits, best candidates first; then trade single steps if the budget is missed by more than the tolerance.
-
-    Trades stay within one step of the ranking as long as that helps.
-    """
-    levels = _give_back(widths, levels, candidates)
-    ranking, gap, reach = list(levels), widths.gap(levels), 1
-    while gap > widths.budget.tolerance:
-        better = _best_trade(widths, levels, gap, [(level - reach, level + reach) for level in ranking])
-        if better is not None:
-            levels, gap = better
-        elif reach == 1:
-            reach = widths.table.shape[1]
-        else:
+def _finish(widths: Widths, levels: list[int], candidates: list[int], name: str) -> PruningPlan:
+    """Give back what still fits, best candidates first; if the budget is still missed by more than the tolerance, look around."""
+    levels = closest = _give_back(widths, levels, candidates)
+    for reach in _REACHES:
+        if widths.gap(closest) <= widths.budget.tolerance:
             break
-    widths.check_close(levels, name)
-    return widths.plan(levels, name)
+        closest = _closest(widths, levels, closest, reach)
+    widths.check_close(closest, name)
+    return widths.plan(closest, name)
 
 
-def _give_back(widths: Widths, levels: list[int], candidates: Iterable[int]) -> list[int]:
+def _give_back(widths: Widths, levels: list[int], candidates: list[int]) -> list[int]:
     """One step up for each candidate that fits. Cost only grows by it, so a group that didn't fit once never will."""
-    levels = list(levels)
-    full: set[int] = set()
-    for i in candidates:
-        if i not in full and levels[i] > 0:
-            levels[i] -= 1
-            if widths.gap(levels) < 0:
-                levels[i] += 1
-                full.add(i)
-    return levels
+    now, rest = np.array(levels), np.array(candidates, dtype=np.int64)
+    while len(rest):
+        fitting = _fitting(widths, now, rest)
+        now = _stepped_up(now, rest[:fitting])
+        rest = rest[fitting:]
+        rest = rest[rest != rest[0]] if len(rest) else rest
+    return now.tolist()
 
 
-def _best_trade(widths: Widths, levels: list[int], gap: float, allowed: list[tuple[int, int]]) -> tuple[list[int], float] | None:
-    """One group a step up, or one up and another down: the change that leaves the smallest room under the budget, if any does.
+def _fitting(widths: Widths, now: Ints, candidates: Ints) -> int:
+    """How many leading candidates may all go a step up: by doubling, then by bisection."""
+    low, high = 0, 1
+    while high <= len(candidates) and widths.gap(_stepped_up(now, candidates[:high]).tolist()) >= 0:
+        low, high = high, 2 * high
+    high = min(high, len(candidates) + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if widths.gap(_stepped_up(now, candidates[:middle]).tolist()) >= 0 else (low, middle)
+    return low
 
-    Each step is priced once; the pairs that come closest by the sum of their prices are then priced exactly.
-    """
+
+def _stepped_up(levels: Ints, groups: Ints) -> Ints:
+    return levels - np.bincount(groups, minlength=len(levels))
+
+
+def _closest(widths: Widths, levels: list[int], closest: list[int], reach: int) -> list[int]:
+    """Within ``reach`` steps of ``levels``: the fewest steps that meet the tolerance, else what comes closest to the budget."""
     now = np.array(levels)
     last = np.array([len(g.levels) - 1 for g in widths.groups])
-    lowest, highest = np.array(allowed).T
-    ups = np.flatnonzero(now > np.maximum(lowest, 0))
-    downs = np.flatnonzero(now < np.minimum(highest, last))
-    steps = np.eye(len(levels), dtype=np.int64)
-    nothing = np.zeros((1, len(levels)), dtype=np.int64)
-    shrink = np.concatenate([nothing, steps[downs]])
-    room = widths.rooms(now[None])  # (1, targets)
-    dearer = widths.rooms(now - steps[ups]) - room
-    cheaper = widths.rooms(now + shrink) - room
-    estimate = (room + dearer[:, None] + cheaper[None]).min(axis=2)  # (ups, 1 + downs)
-    estimate[ups[:, None] == np.concatenate([[-1], downs])[None]] = -np.inf
-    nearest = np.argsort(np.where(estimate >= gap, np.inf, np.abs(estimate)), axis=None, kind="stable")[:_SHORTLIST]
-    up, down = np.unravel_index(nearest, estimate.shape)
-    trials = now - steps[ups][up] + shrink[down]
-    after = widths.rooms(trials).min(axis=1)
-    after[(after < 0) | (after >= gap - 1e-9)] = np.inf
-    if not len(after) or not np.isfinite(after.min()):
-        return None
-    best = int(after.argmin())
-    return trials[best].tolist(), float(after[best])
+    low, high = np.maximum(now - reach, 0), np.minimum(now + reach, last)
+    few = np.prod((high - low + 1).astype(np.float64)) <= _FEW
+    if not few and reach > 8:
+        return closest
+    trials = np.concatenate([np.array([closest]), _all(low, high) if few else _pairs(widths, now, low, high)])
+    gaps = widths.rooms(trials).min(axis=1)
+    steps = np.abs(trials - now).sum(axis=1)
+    met = (gaps >= 0) & (gaps <= widths.budget.tolerance)
+    order = np.lexsort((gaps, np.where(met, steps, 0), ~met, gaps < 0))
+    return trials[order[0]].tolist()
+
+
+def _all(low: Ints, high: Ints) -> Ints:
+    """Every position between two corners: (positions, groups)."""
+    ranges = [np.arange(a, b + 1) for a, b in zip(low, high, strict=True)]
+    return np.stack([axis.reshape(-1) for axis in np.meshgrid(*ranges, indexing="ij")], axis=1)
+
+
+def _pairs(widths: Widths, now: Ints, low: Ints, high: Ints) -> Ints:
+    """Positions that differ from ``now`` in one or two groups and come close to the budget: (positions, groups).
+
+    Each group's moves are priced once; the pairs whose prices add up to nearly nothing left are returned, to be priced exactly.
+    """
+    moves = [(i, step) for i in range(len(now)) for step in range(low[i] - now[i], high[i] - now[i] + 1) if step]
+    owners = np.array([-1, *(i for i, _ in moves)])  # the first is no move at all
+    changes = np.zeros((len(owners), len(now)), dtype=np.int64)
+    changes[np.arange(1, len(owners)), owners[1:]] = [step for _, step in moves]
+    rooms = widths.rooms(now + changes)
+    prices = rooms - rooms[0]
+    estimate = np.abs(np.min([rooms[0, t] + prices[:, None, t] + prices[None, :, t] for t in range(prices.shape[1])], axis=0))
+    estimate[owners[:, None] <= owners[None]] = np.inf  # each pair once, and never two moves of one group
+    nearest = np.argpartition(estimate, min(_SHORTLIST, estimate.size - 1), axis=None)[:_SHORTLIST]
+    first, second = np.unravel_index(nearest, estimate.shape)
+    return now + changes[first] + changes[second]

@@ -44,7 +44,10 @@ class Widths:
         that has no closed form."""
         for target in budget.targets:
             if target in _NOT_CLOSED_FORM:
-                raise InvalidBudget(f"a budget on {target} needs {_NOT_CLOSED_FORM[target]}, which this version doesn't have: use macs or parameters")
+                raise InvalidBudget(
+                    f"a budget on {target} needs {_NOT_CLOSED_FORM[target]}, which this version doesn't have: "
+                    "use macs or parameters"
+                )
         self.graph, self.budget, self._scored = graph, budget, set(scores.by_group)
         self.groups = [_widths(g, scores.by_group[g.name], budget) for g in graph.prunable if g.name in scores.by_group]
         self.groups = [g for g in self.groups if len(g.levels) > 1]
@@ -59,7 +62,8 @@ class Widths:
         self._other_channels = sum(g.num_channels * g.width_factor for g in graph.prunable if g.name not in self._names)
         whole = np.zeros((1, len(self.groups)), dtype=np.int64)
         self.full = {target: float(values[0]) for target, values in self._amounts(whole).items()}
-        self.limits = {target: budget.limit(target, self.full[target]) for target in budget.targets}
+        limits = {target: budget.limit(target, self.full[target]) for target in budget.targets}
+        self.limits = {target: math.floor(limit + 1e-9) or limit for target, limit in limits.items()}  # costs are whole numbers
         if self.gap(whole[0].tolist()) >= 0:
             raise NothingPruned(f"the network already meets the budget ({self.describe(self.full)}): ask for less")
 
@@ -94,8 +98,9 @@ class Widths:
         amounts = self.amounts(levels)
         target = max(self.limits, key=lambda t: amounts[t] / self.limits[t])
         raise BudgetNotMet(
-            f"the budget {self._wish(target)} can't be reached: the smallest allowed network has {amounts[target]:,.0f} {target} "
-            f"({amounts[target] / self.full[target]:.1%} of {self.full[target]:,.0f}). Most of it is held by {self._blockers(levels, target)}. "
+            f"the budget {self._wish(target)} can't be reached: the smallest allowed network has "
+            f"{amounts[target]:,.0f} {target} ({amounts[target] / self.full[target]:.1%} of {self.full[target]:,.0f}). "
+            f"Most of it is held by {self._blockers(levels, target)}. "
             "Ask for less, lower min_channels or multiple_of, raise max_pruning_ratio, or unfreeze groups",
             self.plan(levels, "smallest"),
         )
@@ -108,8 +113,9 @@ class Widths:
         amounts = self.amounts(levels)
         target = min(self.limits, key=lambda t: (self.limits[t] - amounts[t]) / self.limits[t])
         raise BudgetNotMet(
-            f"the budget {self._wish(target)} can only be met with {amounts[target]:,.0f} {target}, {gap:.1%} below it (tolerance "
-            f"{self.budget.tolerance:.1%}): the smallest steps are coarse, above all of {self._coarsest(levels, target)}. "
+            f"the budget {self._wish(target)} is missed: the closest plan found has {amounts[target]:,.0f} {target}, "
+            f"{gap:.1%} below it (tolerance {self.budget.tolerance:.1%}). "
+            f"The smallest steps are coarse, above all of {self._coarsest(levels, target)}. "
             f"Accept it with tolerance={math.ceil(gap * 1000) / 1000:.3f}, or lower multiple_of",
             self.plan(levels, allocator),
         )
@@ -173,6 +179,9 @@ def _widths(group: ChannelGroup, scores: Tensor, budget: Budget) -> GroupWidths:
 
 def _nothing(graph: ChannelGraph, scores: Scores) -> str:
     if graph.prunable:
-        return f"no group can lose a channel: {len(graph.prunable)} groups are at their floors or unscored by {scores.criterion}; lower min_channels or multiple_of"
+        return (
+            f"no group can lose a channel: {len(graph.prunable)} groups are at their floors or unscored by {scores.criterion}; "
+            "lower min_channels or multiple_of"
+        )
     reasons = [f"`{g.name}`: {g.frozen_because}" for g in graph.frozen[:3]]
     return f"all {len(graph.frozen)} groups are frozen, so nothing can be pruned. {'; '.join(reasons)}"

@@ -71,11 +71,13 @@ def _roles(space: LabelSpace, tracers: list[Tracer]) -> list[set[Role]]:
     """Roles of every parameter axis; an axis that only meets channels in element-wise operations scales them."""
     found: list[set[Role]] = [set() for _ in space.ranges]
     bases = space.bases()
-    for tracer in tracers:
-        for labels, role in tracer.roles:
-            real = labels[labels >= 0]
-            for axis in np.unique(np.searchsorted(bases, real, side="right") - 1):
-                found[axis].add(role)
+    for labels, role in {(id(v), role): (v, role) for t in tracers for v, role in t.roles}.values():
+        own = space.range_of_vector.get(id(labels))
+        if own is not None:  # the axis of a parameter as it is; the search is for vectors that operations made
+            found[own].add(role)
+            continue
+        for axis in np.unique(np.searchsorted(bases, labels[labels >= 0], side="right") - 1):
+            found[axis].add(role)
     return [roles or {"scales"} for roles in found]
 
 
@@ -172,7 +174,7 @@ def _cost(
     model: nn.Module, space: LabelSpace, tracer: Tracer, resolved: _Resolved, groups: list[ChannelGroup], batch: int
 ) -> ClosedFormCost:
     widths = WidthTable(resolved.group, resolved.sizes)
-    layers = [(call.factor / batch, [widths.row(call.reads), widths.row(call.writes)]) for call in tracer.layers]
+    layers = [(call.factor / batch, [widths.row(w) for w in (call.reads, call.writes, *call.others)]) for call in tracer.layers]
     parameters: list[tuple[float, list[int]]] = []
     for parameter in model.parameters():
         axes = space.fields[id(parameter)].axes

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
+from scipy.sparse import coo_matrix, csr_matrix
 
 from prunus.graph.labels import LabelVector
 from prunus.types import Cost
@@ -18,35 +18,39 @@ class WidthTable:
     """Collects label vectors as rows: width = constant + sum over groups of (positions per channel) x (channels kept)."""
 
     def __init__(self, group_of_label: npt.NDArray[np.int64], group_sizes: npt.NDArray[np.int64]) -> None:
-        self._group_of_label = group_of_label
+        self._group_of_label = np.append(group_of_label, -1)  # the last entry answers for label -1
         self._sizes = group_sizes
-        self._rows: list[tuple[float, npt.NDArray[np.int64], npt.NDArray[np.float64]]] = [(1.0, np.zeros(0, np.int64), np.zeros(0))]
+        self._fixed = {0: 1.0}
+        self._vectors: dict[int, LabelVector] = {}
         self._known: dict[int, int] = {}
-        self._keep_alive: list[LabelVector] = []
+        self._count = 1
 
     def row(self, labels: LabelVector | int) -> int:
         """Index of the width of this label vector (or of a fixed number)."""
+        known = None if isinstance(labels, int) else self._known.get(id(labels))
+        if known is not None:
+            return known
+        index, self._count = self._count, self._count + 1
         if isinstance(labels, int):
-            self._rows.append((float(labels), np.zeros(0, np.int64), np.zeros(0)))
-            return len(self._rows) - 1
-        known = self._known.get(id(labels))
-        if known is None:
-            groups = np.where(labels >= 0, self._group_of_label[labels], -1)
-            present, counts = np.unique(groups[groups >= 0], return_counts=True)
-            constant = float(len(labels) - counts.sum())
-            self._rows.append((constant, present, counts / self._sizes[present]))
-            known = self._known[id(labels)] = len(self._rows) - 1
-            self._keep_alive.append(labels)
-        return known
+            self._fixed[index] = float(labels)
+        else:
+            self._known[id(labels)] = index
+            self._vectors[index] = labels
+        return index
 
     def matrices(self) -> tuple[Floats, csr_matrix]:
         """Constants (rows,) and coefficients (rows, groups)."""
-        constant = np.array([c for c, _, _ in self._rows])
-        lengths = [len(g) for _, g, _ in self._rows]
-        indptr = np.concatenate([[0], np.cumsum(lengths)])
-        indices = np.concatenate([g for _, g, _ in self._rows])
-        data = np.concatenate([f for _, _, f in self._rows])
-        return constant, csr_matrix((data, indices, indptr), shape=(len(self._rows), len(self._sizes)))
+        constant = np.zeros(self._count)
+        constant[list(self._fixed)] = list(self._fixed.values())
+        rows = np.repeat(list(self._vectors), [len(v) for v in self._vectors.values()]).astype(np.int64)
+        labels = np.concatenate([np.zeros(0, np.int64), *self._vectors.values()])
+        groups = self._group_of_label[labels]
+        np.add.at(constant, rows[groups < 0], 1.0)
+        rows, groups = rows[groups >= 0], groups[groups >= 0]
+        shape = (self._count, len(self._sizes))
+        positions = coo_matrix((np.ones(len(rows)), (rows, groups)), shape=shape).tocsr()  # duplicates are summed
+        positions.data /= self._sizes[positions.indices]
+        return constant, positions
 
 
 def product_table(entries: list[tuple[float, list[int]]]) -> tuple[Floats, npt.NDArray[np.int64]]:

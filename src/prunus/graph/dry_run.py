@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from prunus.graph.op_call import is_mutating, is_pointwise
+
 aten = torch.ops.aten
 _VALUE_OPS = {"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "torchvision::nms"}
 _VALUE_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
@@ -22,17 +24,35 @@ def needs_values(func: Any) -> bool:
     return func._schema.name in _VALUE_OPS or any(tag in func.tags for tag in _VALUE_TAGS)
 
 
-def shape_only(func: Any, args: tuple[Any, ...]) -> torch.Tensor | None:
-    """Zeros of the result's shape for the costly operations, None for all others."""
+def shape_only(func: Any, args: tuple[Any, ...]) -> Any:
+    """Zeros of the results' shapes for the costly operations, None for all others."""
     if func is aten.convolution.default:
         return _convolution(args)
+    if func is aten.native_batch_norm.default:
+        return _batch_norm(args)
+    if _writes_values_only(func):
+        return args[0]
     if func in (aten.addmm.default, aten.baddbmm.default):
         a, b = args[1], args[2]
     elif func in (aten.mm.default, aten.bmm.default):
         a, b = args[0], args[1]
     else:
         return None
+    if a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
+        return None  # let the real operation raise its own error
     return a.new_zeros((*a.shape[:-1], b.shape[-1]))
+
+
+@cache
+def _writes_values_only(func: Any) -> bool:
+    """An in-place element-wise operation changes nothing but values."""
+    return is_mutating(func) and func._schema.name.endswith("_") and is_pointwise(func)
+
+
+def _batch_norm(args: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+    x, training = args[0], args[5]
+    saved = x.new_zeros(x.shape[1] if training else 0)
+    return torch.zeros_like(x), saved, saved.clone()
 
 
 def _convolution(args: tuple[Any, ...]) -> torch.Tensor | None:

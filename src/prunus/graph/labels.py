@@ -22,11 +22,13 @@ LabelVector = npt.NDArray[np.int64]
 
 class LabelField(NamedTuple):
     """Labels of a tensor, an entry for each axis along which they vary; ``parametric`` if it is computed from parameters only;
-    ``fixed``: why an axis that lost its labels can't change, so that whatever meets it later is frozen for the same reason."""
+    ``fixed``: why an axis that lost its labels can't change, so that whatever meets it later is frozen for the same reason;
+    ``numbers``: channels whose numbers are the tensor's values (argmax), which a removal would change."""
 
     axes: dict[int, LabelVector]
     parametric: bool
     fixed: Mapping[int, str] = MappingProxyType({})
+    numbers: tuple[LabelVector, ...] = ()
 
 
 class AxisRange(NamedTuple):
@@ -60,6 +62,7 @@ class LabelSpace:
         self.ranges: list[AxisRange] = []
         self.names: dict[int, str] = {}
         self.fields: dict[int, LabelField] = {}
+        self.range_of_vector: dict[int, int] = {}
         base = 0
         for name, tensor in named_tensors(model):
             self.names[id(tensor)] = name
@@ -68,6 +71,7 @@ class LabelSpace:
                 for axis in labelled_axes(tensor):
                     size = tensor.shape[axis]
                     axes[axis] = np.arange(base, base + size)
+                    self.range_of_vector[id(axes[axis])] = len(self.ranges)
                     self.ranges.append(AxisRange(name, axis, base, size))
                     base += size
             self.fields[id(tensor)] = LabelField(axes, True)

@@ -107,12 +107,21 @@ class OpCall:
 
     def balance(self, labels: LabelVector, parts: int) -> None:
         """The axis is divided into equal parts at run time: every part must keep the same number of channels."""
+        if bool((labels < 0).any()):
+            self.freeze(labels, "divided into equal parts, one of which holds entries of fixed width,")
+            return
         self.tracer.splits.append((labels, parts))
 
     def mark(self, labels: LabelVector | None, role: Role) -> None:
         """State what a parameter's axis does with the channels."""
         if labels is not None:
             self.tracer.roles.append((labels, role))
+
+    def number(self, tensor: Tensor, channels: Sequence[LabelVector]) -> None:
+        """The values of ``tensor`` are numbers of these channels: they are frozen if anything makes use of it."""
+        if channels:
+            field = self.field(tensor)
+            self.tracer.set_field(tensor, field._replace(numbers=tuple(channels)))
 
     def freeze(self, labels: LabelVector, why: str) -> str:
         """These channels can't be removed; returns the reason with the place, for `set`'s ``fixed``."""

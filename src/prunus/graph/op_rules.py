@@ -30,6 +30,7 @@ OP_RULES: dict[str, Rule] = {
     ),
     **_rows(rules_statistics.layer_norm, "native_layer_norm _fused_rms_norm"),
     **_rows(rules_statistics.group_norm, "native_group_norm"),
+    **_rows(rules_statistics.weight_norm, "_weight_norm_interface"),
     # statistics over axes
     **_rows(
         rules_statistics.reduction,
@@ -58,6 +59,7 @@ OP_RULES: dict[str, Rule] = {
     **_rows(rules_movement.part, "slice split split_with_sizes narrow chunk"),
     **_rows(rules_movement.absolute_index, "select unbind index index_select gather roll unfold as_strided index_put take_along_dim"),
     **_rows(rules_movement.pad, "constant_pad_nd"),
+    **_rows(rules_movement.gated_half, "glu"),
     **_rows(rules_movement.pixel_shuffle, "pixel_shuffle"),
     **_rows(rules_movement.pixel_unshuffle, "pixel_unshuffle"),
     **_rows(rules_movement.channel_shuffle, "channel_shuffle native_channel_shuffle"),

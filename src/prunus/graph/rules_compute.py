@@ -33,6 +33,8 @@ def convolution(op: OpCall) -> None:
         labels = _grouped(op, incoming, written, read, groups, transposed)
     else:
         labels = _plain(op, incoming, written, read)
+    if groups == 1 or x.shape[1] != groups:
+        op.tracer.reading(op, 1, out_of)
     if bias is not None:
         own = op.labels(bias, 0)
         if own is not None or labels is not None:
@@ -46,6 +48,8 @@ def convolution(op: OpCall) -> None:
     positions = (x if transposed else op.outs[0]).shape
     factor = positions[0] * math.prod(positions[2:]) * math.prod(weight.shape[2:])
     widths = (weight.shape[out_of] if read is None else read, weight.shape[into] if written is None else written)
+    if batch is not None:  # channels moved onto the batch axis
+        factor, widths = factor / len(batch), (*widths, batch)
     kind = "transposed convolution" if transposed else "convolution"
     op.tracer.add_layer(op, kind, widths, tuple(weight.shape[2:]), groups, factor)
 
@@ -133,12 +137,14 @@ def _product(
         if (own is not None or out.ndim - 1 in axes) and bias.shape[-1] > 1:
             axes[out.ndim - 1] = op.unify(axes.get(out.ndim - 1), own)  # pyright: ignore[reportArgumentType]
             op.mark(own, "writes")
-    op.set(out, {axis: v for axis, v in axes.items() if v is not None})  # pyright: ignore[reportUnnecessaryComparison]
+    axes = {axis: v for axis, v in axes.items() if v is not None}  # pyright: ignore[reportUnnecessaryComparison]
+    op.set(out, axes)
     n = 1 if free[1] is None else b.shape[free[1]]
     k = a.shape[contracted[0]]
-    factor = math.prod(out.shape) / n
+    others = [v for axis, v in axes.items() if axis != out.ndim - 1 or free[1] is None]
+    factor = math.prod(out.shape) / n / math.prod(len(v) for v in others)
     reads = k_b if k_b is not None else k_a if k_a is not None else k
-    op.tracer.add_layer(op, "matrix product", (reads, columns if columns is not None else n), (), 1, factor)
+    op.tracer.add_layer(op, "matrix product", (reads, columns if columns is not None else n, *others), (), 1, factor)
 
 
 def _contract(
@@ -150,6 +156,7 @@ def _contract(
     if op.field(a).parametric or weight_b:
         weight, activation = (k_b, k_a) if weight_b else (k_a, k_b)
         op.mark(weight, "reads")
+        op.tracer.reading(op, next(i for i, arg in enumerate(op.args) if arg is (b if weight_b else a)), contracted[int(weight_b)])
         if activation is not None:
             op.unify(activation, weight, _FIXED_INPUT)
     elif (labels := op.unify(k_a, k_b, _FIXED_INPUT)) is not None:

@@ -62,7 +62,7 @@ def _varying_axes(op: OpCall, moved: Tensor, original: LabelVector) -> dict[int,
         if len(np.unique(original)) > 1:
             op.freeze(original, "a single channel is selected")
         return {}
-    kept = varying[-1]
+    kept = _channel_axis(op, varying)
     for axis in range(moved.ndim):
         if axis not in varying:
             moved = moved.narrow(axis, 0, 1)
@@ -70,6 +70,16 @@ def _varying_axes(op: OpCall, moved: Tensor, original: LabelVector) -> dict[int,
     if len(varying) == 1:
         return {kept: np.ascontiguousarray(table[0])}
     return {kept: op.tie(np.ascontiguousarray(table).reshape(-1), len(table))}
+
+
+def _channel_axis(op: OpCall, varying: list[int]) -> int:
+    """Of the axes that a channel axis was split into, the one that can get shorter: the one whose size the program left open
+    (-1), the first where features become an image (n, c * h * w) -> (n, c, h, w), else the last: (n, groups, c // groups, ...)."""
+    sizes = op.args[1] if len(op.args) > 1 and isinstance(op.args[1], (list, tuple)) else ()
+    left_open = [axis for axis in varying if axis < len(sizes) and sizes[axis] == -1]
+    if left_open:
+        return left_open[0]
+    return varying[0] if len(varying) > 2 and op.tensors[0].ndim == 2 else varying[-1]
 
 
 def _without(op: OpCall, source: Tensor, axis: int) -> dict[int, LabelVector]:
@@ -92,7 +102,9 @@ def part(op: OpCall) -> None:
         op.follow(source)
         return
     axes = _without(op, source, axis)
-    if step > 1 and size % step == 0 and width * step == size:
+    if width == 1:
+        op.freeze(labels, "a single channel is selected")
+    elif step > 1 and size % step == 0 and width * step == size:
         axes[axis] = op.tie(labels, width, across=1)
     elif step == 1 and len(widths) == 1 and width > 0 and size % width == 0 and start % width == 0:
         op.balance(labels, size // width)
@@ -106,6 +118,16 @@ def part(op: OpCall) -> None:
         return
     for out in op.outs:
         op.set(out, axes)
+
+
+def gated_half(op: OpCall) -> None:
+    """GLU: the first half is multiplied by the second, slot by slot."""
+    source: Tensor = op.args[0]
+    axis = int(op.argument("dim")) % source.ndim
+    axes = dict(op.field(source).axes)
+    if axis in axes:
+        axes[axis] = op.tie(axes[axis], 2)
+    op.set(op.outs[0], axes)
 
 
 def absolute_index(op: OpCall) -> None:
@@ -196,6 +218,10 @@ def spatial(pixels: int) -> Callable[[OpCall], None]:
             if axis >= source.ndim - pixels:
                 op.freeze(labels, "channels lie on a pixel axis")
                 del axes[axis]
+        for other in op.tensors[1:]:  # the indices of unpooling
+            if other.shape == source.shape:
+                for axis in axes.keys() | {a for a in op.field(other).axes if a < source.ndim - pixels}:
+                    op.unify(axes.get(axis), op.labels(other, axis))
         for out in op.outs:
             op.set(out, axes, fixed=_still_fixed(op, source, out))
 

@@ -16,12 +16,12 @@ def batch_norm(op: OpCall) -> None:
     """Statistics per channel (axis 1): scale, shift and running statistics belong to the channels."""
     x: Tensor = op.args[0]
     labels = op.labels(x, 1)
-    tensors = [a for a in op.args[1:5] if isinstance(a, Tensor)]
-    for i, tensor in enumerate(tensors):
+    affine_and_running = [(i, a) for i, a in enumerate(op.args[1:5]) if isinstance(a, Tensor)]
+    for i, tensor in affine_and_running:
         own = op.labels(tensor, 0)
         if labels is not None or own is not None:
             op.unify(labels, own, "normalised with a fixed width")
-        op.mark(own, "scales" if i < 2 and len(tensors) != 2 else "statistics")
+        op.mark(own, "scales" if i < 2 else "statistics")
     if len(op.args) > 2 and (op.args[1] is not None or op.args[2] is not None):
         op.tracer.norms.append(("batch_norm", _name(op, op.args[1]), _name(op, op.args[2])))
     for i, out in enumerate(op.outs):
@@ -33,6 +33,19 @@ def batch_norm(op: OpCall) -> None:
 
 def _name(op: OpCall, tensor: Any) -> str | None:
     return op.tracer.space.names.get(id(tensor)) if isinstance(tensor, Tensor) else None
+
+
+def weight_norm(op: OpCall) -> None:
+    """Direction and length of every filter: the length runs over all other axes, so that channels there are mixed."""
+    direction, length = op.args[:2]
+    axis = int(op.argument("dim")) % direction.ndim
+    op.follow(direction, op.outs[0])
+    op.set(op.outs[1], {})
+    if (own := op.labels(length, axis)) is not None:
+        op.unify(op.labels(direction, axis), own)
+    for other, labels in op.field(direction).axes.items():
+        if other != axis:
+            op.mix([(0, other)], labels, other)
 
 
 def layer_norm(op: OpCall) -> None:
@@ -94,6 +107,10 @@ def reduction(op: OpCall) -> None:
             axes[axis if keepdim else axis - sum(r < axis for r in reduced)] = labels
     for out in op.outs:
         op.set(out, axes)
+    numbered = [labels for axis, labels in op.field(x).axes.items() if axis in reduced]
+    name = op.func._schema.name.removeprefix("aten::")
+    if name in ("argmax", "argmin") or (len(op.outs) == 2 and name in ("max", "min", "median")):
+        op.number(op.outs[-1], numbered)
 
 
 def _axes(dims: Any, ndim: int) -> set[int]:

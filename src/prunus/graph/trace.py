@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias, cast
@@ -137,13 +136,14 @@ def _run(model: nn.Module, inputs: Any, space: LabelSpace, forward_fn: ForwardFn
     for dry in (True, False):
         tracer = Tracer(model, space, dry)
         tracer.activations = LiveActivations() if activations else None
-        held = [t for t in tensors_in(inputs)]
+        own = cloned(inputs)  # a network that works in place must not change the caller's tensors
+        held = tensors_in(own)
         tracer.add_inputs(held)
         if tracer.activations is not None:
             tracer.activations.record(held, tracer)
         try:
             with tracer.watching_modules(), tracer:
-                output = call_model(model, inputs, forward_fn)
+                output = call_model(model, own, forward_fn)
         except ValuesNeeded:
             continue
         except Exception as error:
@@ -155,7 +155,14 @@ def _run(model: nn.Module, inputs: Any, space: LabelSpace, forward_fn: ForwardFn
                 f"the forward pass in {mode} mode fails in `{where}`: {type(error).__name__}: {error}; "
                 "check example_inputs (or give forward_fn / train_inputs) by calling the model with them"
             ) from error
-        for leaf in tensors_in(output):
+        leaves = tensors_in(output)
+        if not leaves:
+            raise UnsupportedNetwork(
+                f"the network returns no tensor but {type(output).__name__}, so nothing can be followed or checked: "
+                "give a forward_fn that returns the tensors of the output"
+            )
+        tracer.freeze_numbered(leaves, "the number of a channel is the network's output")
+        for leaf in leaves:
             for labels in tracer.field(leaf).axes.values():
                 tracer.frozen.append((labels, "it is the network's output"))
         return tracer
@@ -173,20 +180,24 @@ def _run_in_train_mode(model: nn.Module, inputs: Any, space: LabelSpace, forward
         return _run(model, twice, space, forward_fn)
 
 
+def cloned(inputs: Any) -> Any:
+    """The same nest of inputs, its tensors copied."""
+    return torch.utils._pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)  # pyright: ignore
+
+
 def tensors_in(value: Any, depth: int = 0) -> list[Tensor]:
     """Every tensor in a nest of tuples, lists, dicts and plain objects (dataclass outputs)."""
     if isinstance(value, Tensor):
         return [value]
     if depth > 8 or value is None or isinstance(value, (str, bytes, int, float, nn.Module)):
         return []
-    if isinstance(value, dict):
-        parts = list(cast("dict[Any, Any]", value).values())
+    if isinstance(value, Mapping):
+        parts = list(cast("Mapping[Any, Any]", value).values())
     elif isinstance(value, (list, tuple, set)):
         parts = list(cast("list[Any]", value))
-    elif dataclasses.is_dataclass(value) or hasattr(value, "__dict__"):
-        parts = list(vars(value).values())
     else:
-        return []
+        slots = [getattr(value, name, None) for name in getattr(type(value), "__slots__", ())]
+        parts = [*slots, *getattr(value, "__dict__", {}).values()]
     return [tensor for part in parts for tensor in tensors_in(part, depth + 1)]
 
 

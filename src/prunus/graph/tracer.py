@@ -29,10 +29,10 @@ class LayerCall:
     """A convolution or matrix product as the tracer met it, labels not yet resolved."""
 
     def __init__(
-        self, name: str, kind: str, weight: tuple[Any, Any], kernel: tuple[int, ...], groups: int, out: Tensor, factor: float
+        self, name: str, kind: str, widths: Sequence[Any], kernel: tuple[int, ...], groups: int, out: Tensor, factor: float
     ) -> None:
         self.name, self.kind, self.kernel, self.groups, self.factor = name, kind, kernel, groups, factor
-        self.reads, self.writes = weight
+        self.reads, self.writes, *self.others = widths
         self.output_size = tuple(out.shape)
 
 
@@ -92,6 +92,12 @@ class Tracer(TorchDispatchMode):
         self.frozen.append((labels, reason))
         return reason
 
+    def freeze_numbered(self, tensors: Sequence[Tensor], reason: str) -> None:
+        """Freeze the channels whose numbers these tensors hold."""
+        for tensor in tensors:
+            for labels in self.field(tensor).numbers:
+                self.freeze(labels, reason)
+
     def mixed(
         self,
         op: OpCall,
@@ -103,9 +109,12 @@ class Tracer(TorchDispatchMode):
         """An operation that mixes channels: remembered (and evaluated on kept channels by `silence`'s subclass)."""
         self.mixing.append(labels)
 
-    def add_layer(self, op: OpCall, kind: str, weight: tuple[Any, Any], kernel: tuple[int, ...], groups: int, factor: float) -> None:
-        """A call that costs ``factor`` x width(reads) x width(writes) multiply-adds."""
-        self.layers.append(LayerCall(self.module_path, kind, weight, kernel, groups, op.outs[0], factor))
+    def reading(self, op: OpCall, index: int, axis: int) -> None:
+        """Argument ``index`` is a weight that reads channels along ``axis`` (`silence`'s subclass zeroes computed weights here)."""
+
+    def add_layer(self, op: OpCall, kind: str, widths: Sequence[Any], kernel: tuple[int, ...], groups: int, factor: float) -> None:
+        """A call that costs ``factor`` x width(reads) x width(writes) (x the width of any other labelled axis) multiply-adds."""
+        self.layers.append(LayerCall(self.module_path, kind, widths, kernel, groups, op.outs[0], factor))
 
     @property
     def module_path(self) -> str:
@@ -122,6 +131,7 @@ class Tracer(TorchDispatchMode):
         if out is None:
             out = func(*args, **kwargs)
         call = OpCall(self, func, args, kwargs, out)
+        self.freeze_numbered(call.tensors, f"the number of a channel is used in {call.place}")
         rule = rule_for(func)
         if rule is not None:
             rule(call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -49,9 +49,11 @@ class CriterionRow:
         """
         row = self
         for option, value in options.items():
+            if not self.variants:
+                raise UnknownName(f"criterion {self.name} takes no options, so {option!r} means nothing")
             if option not in self.variants:
                 raise UnknownName.among(f"option of criterion {self.name}", option, self.variants)
-            if value not in self.variants[option]:
+            if not isinstance(value, Hashable) or value not in self.variants[option]:
                 raise UnknownName.among(f"value of {self.name}.{option}", value, map(str, self.variants[option]))
             row = self.variants[option][value]
         return row
@@ -72,7 +74,12 @@ CRITERIA: dict[str, CriterionRow] = {
         CriterionRow("random", weights.random, "the control of every comparison", comparable=True),
         CriterionRow("l1", weights.l1, "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017"),
         CriterionRow("l2", weights.l2, "He et al., Soft Filter Pruning, IJCAI 2018 (its norm)"),
-        CriterionRow("bn_scale", weights.bn_scale, "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017", comparable=True),
+        CriterionRow(
+            "bn_scale",
+            weights.bn_scale,
+            "Liu et al., Learning Efficient ConvNets through Network Slimming, ICCV 2017",
+            comparable=True,
+        ),
         replace(_TAYLOR, variants={"per_example": {False: _TAYLOR, True: _PER_EXAMPLE}}),
     )
 }
@@ -150,7 +157,8 @@ def resolve_criterion(criterion: str | Criterion, options: Mapping[str, Any]) ->
 def _checked(values: Tensor, group: str, num_channels: int, criterion: str) -> Tensor:
     values = values.detach().to("cpu", torch.float64)
     if values.shape != (num_channels,):
-        raise EvidenceError(f"criterion {criterion} gave {tuple(values.shape)} scores for group `{group}`, which has {num_channels} channels")
+        shape = tuple(values.shape)
+        raise EvidenceError(f"criterion {criterion} gave {shape} scores for group `{group}`, which has {num_channels} channels")
     if not bool(torch.isfinite(values).all()):
         raise EvidenceError(f"criterion {criterion} gave a non-finite score in group `{group}`: check the weights and the data")
     return values

@@ -16,7 +16,7 @@ from prunus.errors import EvidenceError
 from prunus.graph.gates import Gates
 from prunus.graph.group_view import channel_sum, sum_along
 from prunus.graph.labels import named_tensors
-from prunus.importance.readers import DirectReaders, reading_members
+from prunus.importance.readers import DirectReaders, Gradients, reading_members
 from prunus.types import ChannelGraph, ChannelGroup, ForwardFn, GroupMember, LossFn, call_model, first_tensor
 
 
@@ -43,18 +43,20 @@ class DataRun:
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Mean loss of the batch; cross entropy where no ``loss_fn`` was given."""
-        pair = cast("tuple[Any, ...]", batch) if isinstance(batch, (tuple, list)) and len(cast("tuple[Any, ...]", batch)) > 1 else None
+        parts = cast("tuple[Any, ...]", batch) if isinstance(batch, (tuple, list)) else ()
+        pair = parts if len(parts) > 1 else None
         if pair is None and (self.loss_fn is None or self.forward_fn is None):
-            raise EvidenceError(f"the loader yields a {type(batch).__name__}: yield (inputs, targets), or give forward_fn and loss_fn")
+            kind = type(batch).__name__
+            raise EvidenceError(f"the loader yields a {kind}: yield (inputs, targets), or give forward_fn and loss_fn")
         output = call_model(model, batch if pair is None else pair[0], self.forward_fn)
         loss = self.loss_fn(output, batch) if self.loss_fn is not None else _cross_entropy(output, cast("Any", pair)[1])
         if not isinstance(cast("Any", loss), Tensor) or loss.numel() != 1:
             shape = tuple(loss.shape) if isinstance(cast("Any", loss), Tensor) else type(loss).__name__
             raise EvidenceError(f"loss_fn(output, batch) must return the batch's mean, a tensor with one value, not {shape}")
         if not bool(torch.isfinite(loss)):
-            raise EvidenceError(f"the loss is {float(loss)} on a scoring batch: scores would mean nothing; check the data and the loss")
+            raise EvidenceError(f"the loss is {loss.item()} on a scoring batch, so scores would mean nothing: check the data")
         if not loss.requires_grad:
-            raise EvidenceError("the loss doesn't depend on the network's weights through autograd: it was detached in forward_fn or loss_fn")
+            raise EvidenceError("the loss doesn't depend on the network's weights through autograd: don't detach it")
         return loss.reshape(())
 
     def __iter__(self) -> Iterator[Any]:
@@ -63,7 +65,7 @@ class DataRun:
             empty = False
             yield batch
         if empty:
-            raise EvidenceError("the data loader yields nothing: a criterion that needs data can't score; check the data set and drop_last")
+            raise EvidenceError("the data loader yields nothing, so the criterion can't score: check the data set and drop_last")
 
 
 def _cross_entropy(output: Any, targets: Any) -> Tensor:
@@ -78,8 +80,8 @@ def _cross_entropy(output: Any, targets: Any) -> Tensor:
 def gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[str, Tensor]:
     """Mean over minibatches of the squared derivative of the batch-mean loss by each channel's gate.
 
-    No gate is inserted: the derivative is the sum over the group's reading slices of weight x dL/dweight. That isn't so for weights that
-    the network computes from parameters (weight standardisation): groups that such weights read are left out.
+    No gate is inserted: the derivative is the sum over the group's reading slices of weight x dL/dweight. That isn't so for
+    weights that the network computes from parameters (weight standardisation): groups that such weights read are left out.
     """
     tensors = dict(named_tensors(model))
     readers = reading_members(model, graph)
@@ -93,7 +95,7 @@ def gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[
             if seen is not None and seen.computed:
                 indirect = seen.indirect(loss, weights.values())
                 readers = _without(readers, {name for name, weight in weights.items() if id(weight) in indirect})
-            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            gradients: Gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
             products = {n: w.detach() * g for (n, w), g in zip(weights.items(), gradients, strict=True) if g is not None}
             for name, squared in _squared_gate_gradients(readers, products):
                 totals[name] = totals[name] + squared if name in totals else squared
@@ -101,7 +103,9 @@ def gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[
     return {name: total / count for name, total in totals.items()}
 
 
-def _squared_gate_gradients(readers: Mapping[str, list[GroupMember]], products: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _squared_gate_gradients(
+    readers: Mapping[str, list[GroupMember]], products: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
     """(dL/dgate)^2 of one batch for every group, from weight x dL/dweight of every reading weight."""
     sums: dict[tuple[str, int], Tensor] = {}
     for name, members in readers.items():
@@ -137,7 +141,7 @@ def example_gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) 
             if seen is not None:
                 indirect = seen.indirect(loss, weights.values())
                 readers = _without(readers, {name for name, weight in weights.items() if id(weight) in indirect})
-            gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
+            gradients: Gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
             for name, gradient in zip(gates, gradients, strict=True):
                 if gradient is not None and name in readers:
                     used.add(name)
@@ -151,7 +155,9 @@ def _example_gates(model: nn.Module, batch: Any, sizes: Mapping[str, int]) -> di
     if example is None or example.ndim == 0:
         raise EvidenceError("the per-example variant needs a tensor among the inputs, with the examples along its first axis")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return {n: torch.ones(len(example), size, dtype=dtype, device=example.device, requires_grad=True) for n, size in sizes.items()}
+    return {
+        n: torch.ones(len(example), size, dtype=dtype, device=example.device, requires_grad=True) for n, size in sizes.items()
+    }
 
 
 def _gated_loss(model: nn.Module, graph: ChannelGraph, run: DataRun, batch: Any, gates: Mapping[str, Tensor]) -> Tensor:
@@ -176,7 +182,7 @@ COLLECTORS: dict[str, Callable[[nn.Module, ChannelGraph, DataRun], dict[str, Ten
 
 @contextmanager
 def _for_gradients(model: nn.Module, weights: list[Tensor]) -> Generator[None]:
-    """Evaluation mode, gradients for frozen parameters too; modes, flags, buffers and the random state are put back at the end."""
+    """Evaluation mode, gradients for frozen parameters too; modes, flags, buffers and random state are put back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(weight, weight.requires_grad) for weight in weights]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]

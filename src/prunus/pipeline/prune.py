@@ -17,7 +17,19 @@ from prunus.graph.trace import Keep
 from prunus.importance import score
 from prunus.surgery import SurgeryRecord, randomise, remove, silence, verify
 from prunus.surgery.remove import apply_record
-from prunus.types import Allocator, Budget, ChannelGraph, Cost, Criterion, ExampleInputs, ForwardFn, LossFn, PruningPlan, Scores, VerificationReport
+from prunus.types import (
+    Allocator,
+    Budget,
+    ChannelGraph,
+    Cost,
+    Criterion,
+    ExampleInputs,
+    ForwardFn,
+    LossFn,
+    PruningPlan,
+    Scores,
+    VerificationReport,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +47,17 @@ class PruneResult:
     notes: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
-        lines = [f"{t['target']}: {t['full']:,.0f} -> {t['achieved']:,.0f}, asked for <= {t['requested']:,.0f}" for t in self.plan.provenance["budget"]]
-        lines.append(f"MACs {self.before.macs:,} -> {self.after.macs:,} ({self.after.macs / max(self.before.macs, 1):.1%} left)")
-        lines.append(f"parameters {self.before.parameters:,} -> {self.after.parameters:,} ({self.after.parameters / self.before.parameters:.1%} left)")
+        lines: list[str] = []
+        for t in self.plan.provenance["budget"]:
+            lines.append(f"{t['target']}: {t['full']:,.0f} -> {t['achieved']:,.0f}, asked for <= {t['requested']:,.0f}")
+        for name, before, after in (
+            ("MACs", self.before.macs, self.after.macs),
+            ("parameters", self.before.parameters, self.after.parameters),
+        ):
+            lines.append(f"{name} {before:,} -> {after:,} ({after / max(before, 1):.1%} left)")
         if self.verification is not None:
-            lines.append(f"removed == silenced: largest relative error {self.verification.max_error:.1e} (tolerance {self.verification.tolerance:.0e})")
+            error, tolerance = self.verification.max_error, self.verification.tolerance
+            lines.append(f"removed == silenced: largest relative error {error:.1e} (tolerance {tolerance:.0e})")
         return "\n".join([*lines, *self.notes])
 
 
@@ -89,7 +107,8 @@ def prune(
         if report is None or report.passed:
             break
         culprits = _culprits(model, graph, plan, example_inputs, forward_fn, _pruned(plan))
-        reason = f"removal differs from silencing ({report.detail or f'error {report.max_error:.1e}'}): the network holds a width that the trace doesn't see"
+        detail = report.detail or f"error {report.max_error:.1e}"
+        reason = f"removal differs from silencing ({detail}): the network holds a width that the trace doesn't see"
         graph = graph.freeze(dict.fromkeys(culprits, reason))
         scores = replace(scores, by_group={name: s for name, s in scores.by_group.items() if name not in culprits})
         notes.append(f"frozen after verification failed on them: {', '.join(culprits)}")
@@ -98,7 +117,8 @@ def prune(
             raise VerificationFailed(f"removal differs from silencing in every group: {report.detail}", report)
     small, record = remove(model, graph, plan, optimizer, ema)
     provenance = {**plan.provenance, "criterion": scores.criterion}
-    return PruneResult(small, replace(plan, provenance=provenance), record, graph.cost(), graph.cost(plan), report, graph, scores, tuple(notes))
+    plan = replace(plan, provenance=provenance)
+    return PruneResult(small, plan, record, graph.cost(), graph.cost(plan), report, graph, scores, tuple(notes))
 
 
 def check_plan(
@@ -138,7 +158,12 @@ def _pruned(plan: PruningPlan) -> list[str]:
 
 
 def _culprits(
-    model: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: ExampleInputs, forward_fn: ForwardFn | None, names: Sequence[str]
+    model: nn.Module,
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    inputs: ExampleInputs,
+    forward_fn: ForwardFn | None,
+    names: Sequence[str],
 ) -> list[str]:
     """Groups that fail, by bisection of a failing set. Halves that only fail together: the second one is given up."""
     if len(names) == 1:

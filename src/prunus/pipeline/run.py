@@ -87,16 +87,16 @@ class _Run:
         )
 
     def _base(self) -> nn.Module:
-        return load(self.out / "base.prunus", self._fresh())
+        return load(self.stages.file("base.prunus"), self._fresh())
 
     def _after(self, number: int, stage: str) -> nn.Module:
-        return self._base() if number == 0 else load(self.out / f"round-{number}-{stage}.prunus", self._fresh())
+        return self._base() if number == 0 else load(self.stages.file(f"round-{number}-{stage}.prunus"), self._fresh())
 
     def _save(self, model: nn.Module, record: SurgeryRecord, number: int, stage: str) -> None:
-        save(model, record, self.out / f"round-{number}-{stage}.prunus")
+        save(model, record, self.stages.file(f"round-{number}-{stage}.prunus"))
 
     def _record(self, number: int, stage: str) -> SurgeryRecord:
-        return read_record(self.out / ("base.prunus" if number == 0 else f"round-{number}-{stage}.prunus"))
+        return read_record(self.stages.file("base.prunus" if number == 0 else f"round-{number}-{stage}.prunus"))
 
     # -- stages
 
@@ -120,7 +120,7 @@ class _Run:
         (self.out / "checkpoints").mkdir(exist_ok=True)
         model = self._fresh()
         epochs = self._fit(model, self.recipe.train, "train")
-        save(model, SurgeryRecord.nothing_removed(model), self.out / "base.prunus")
+        save(model, SurgeryRecord.nothing_removed(model), self.stages.file("base.prunus"))
         return {"epochs": epochs}
 
     def _evaluate(self, model: nn.Module, stage: str) -> dict[str, Any]:
@@ -173,24 +173,21 @@ class _Run:
 
     def _fine_tune(self, number: int) -> dict[str, Any]:
         model = self._after(number, "recalibrate")
-        epochs = self._fit(
-            model, self.recipe.recover, "fine-tune" if self.recipe.prune.rounds == 1 else f"round-{number}-fine-tune"
-        )
+        epochs = self._fit(model, self.recipe.recover, f"round-{number}-fine-tune")
         self._save(model, self._record(number, "recalibrate"), number, "fine-tune")
         return {"epochs": epochs, "evaluation": self._evaluate(model, self._named(number, "after fine-tuning"))}
 
     def _export(self) -> dict[str, Any]:
         settings, rounds = self.recipe.export, self.recipe.prune.rounds
         base, small = self._base().eval(), self._after(rounds, "fine-tune").eval()
-        save(base, SurgeryRecord.nothing_removed(base), self.out / "full.prunus")
         save(small, self._record(rounds, "fine-tune"), self.out / "small.prunus")
         one = self.examples[:1]
         latency = measure_latency({"before": base, "after": small}, one, runs=settings.latency_runs, threads=settings.threads)
         exports: list[dict[str, Any]] = []
         if settings.onnx:
             check = export_onnx(small, one, self.out / "small.onnx", check_inputs=[self.examples])
-            export_onnx(base, one, self.out / "full.onnx")
-            files = {"before": self.out / "full.onnx", "after": self.out / "small.onnx"}
+            export_onnx(base, one, self.stages.file("full.onnx"))
+            files = {"before": self.stages.file("full.onnx"), "after": self.out / "small.onnx"}
             times = measure_onnx_latency(files, one, runs=settings.latency_runs, threads=settings.threads)
             row = {k: v for k, v in asdict(check).items() if k != "path"}
             exports.append(
@@ -204,6 +201,11 @@ class _Run:
         return {"latency": {name: asdict(value) for name, value in latency.items()}, "exports": exports}
 
     # -- the result
+
+    def _curves(self) -> dict[str, Any]:
+        names = {"train": "training"}
+        names |= {f"round-{n}-fine-tune": self._named(n, "fine-tuning") for n in range(1, self.recipe.prune.rounds + 1)}
+        return {title: self.results[name]["epochs"] for name, title in names.items() if self.results[name]["epochs"]}
 
     def _result(self) -> dict[str, Any]:
         recipe, rounds = self.recipe, self.recipe.prune.rounds
@@ -229,9 +231,9 @@ class _Run:
             },
             "budget": budget,
             "stages": [r["evaluation"] for r in self.results.values() if "evaluation" in r],
-            "training": {name.replace("-", " "): r["epochs"] for name, r in self.results.items() if r.get("epochs")},
+            "training": self._curves(),
             "networks": {
-                "before": network_row(Cost(**first["before"]), self.out / "full.prunus", latency["before"]),
+                "before": network_row(Cost(**first["before"]), self.stages.file("base.prunus"), latency["before"]),
                 "after": network_row(Cost(**last["after"]), self.out / "small.prunus", latency["after"]),
             },
             "groups": group_rows(graph, self._record(rounds, "fine-tune"), frozen),

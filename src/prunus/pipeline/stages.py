@@ -38,6 +38,10 @@ class Stages:
             raise ArtifactError(f"can't make the folder {folder}: {error.strerror or error}") from error
         write_json(stored, recipe)
 
+    def file(self, name: str) -> Path:
+        """Path of a file that stages leave for one another."""
+        return self.folder / "stages" / name
+
     def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         old, new = flatten(before), flatten(now)
         changed = [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
@@ -48,7 +52,7 @@ class Stages:
 
     def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of ``work``, or of the earlier run that finished it. Warnings are shown and kept with the result."""
-        path = self.folder / "stages" / f"{name}.json"
+        path = self.file(f"{name}.json")
         if path.exists():
             return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
         self.announce(name)

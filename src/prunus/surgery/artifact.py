@@ -45,6 +45,11 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         for name, tensor in own.items():
             if tensor.shape != tensors[name].shape:
                 raise ArtifactError(f"{path} is damaged: `{name}` is {tuple(tensors[name].shape)}, its record says {tuple(tensor.shape)}")
+            if tensor.dtype != tensors[name].dtype:
+                raise ArtifactError(
+                    f"{path} holds `{name}` as {tensors[name].dtype}, this network as {tensor.dtype}: "
+                    "bring the full-size network to the file's type first, e.g. with `model.half()`"
+                )
             tensor.copy_(tensors[name])
     return small
 

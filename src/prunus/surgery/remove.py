@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from prunus.errors import ArtifactError, NothingPruned, UnknownName, UnsupportedNetwork
 from prunus.graph.build import fingerprint
@@ -85,25 +86,33 @@ def apply_record(model: nn.Module, record: SurgeryRecord) -> nn.Module:
     Raises:
         ArtifactError: the architecture is another one.
     """
-    if fingerprint(model) != record.fingerprint:
-        raise ArtifactError(_difference(model, record))
+    problem = _misfit(model, record)
+    if problem is None and fingerprint(model) != record.fingerprint:
+        problem = "names or shapes of parameters differ; build the full-size network it was made from"
+    if problem is not None:
+        raise ArtifactError(f"the record is of another architecture: {problem}")
     return _rebuild(model, record, None, None)
 
 
-def _difference(model: nn.Module, record: SurgeryRecord) -> str:
+def _misfit(model: nn.Module, record: SurgeryRecord) -> str | None:
+    """The first edit that this network can't take, in words."""
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
+    modules = dict(model.named_modules(remove_duplicate=False))
     for edit in record.edits:
-        if isinstance(edit, SliceEdit):
-            shape = shapes.get(edit.parameter)
-            if shape is None:
-                return f"the record is of another architecture: this network has no `{edit.parameter}`"
-            if edit.axis >= len(shape) or shape[edit.axis] != edit.size:
-                return f"the record is of another architecture: `{edit.parameter}` should have {edit.size} entries on axis {edit.axis}, here it is {shape}"
-    return "the record is of another architecture: names or shapes of parameters differ; build the full-size network it was made from"
+        if isinstance(edit, AttributeEdit):
+            old = getattr(modules.get(edit.module), edit.attribute, None)
+            if isinstance(old, bool) or not isinstance(old, type(edit.value)):
+                return f"it sets `{edit.module}.{edit.attribute}` to {edit.value}, here it is {str(old)[:80]}"
+        elif edit.parameter not in shapes:
+            return f"this network has no `{edit.parameter}`"
+        elif edit.axis >= len(shapes[edit.parameter]) or shapes[edit.parameter][edit.axis] != edit.size:
+            return f"`{edit.parameter}` should have {edit.size} entries on axis {edit.axis}, here it is {shapes[edit.parameter]}"
+    return None
 
 
 def _rebuild(model: nn.Module, record: SurgeryRecord, optimizer: torch.optim.Optimizer | None, ema: nn.Module | None) -> nn.Module:
     kept = record.kept
+    averaged = None if ema is None else _averaged(ema, model)  # refused before anything has moved
     memo: dict[int, Any] = {}
     with torch.no_grad():
         for name, tensor in named_tensors(model):
@@ -113,13 +122,11 @@ def _rebuild(model: nn.Module, record: SurgeryRecord, optimizer: torch.optim.Opt
     for path, values in record.attributes.items():
         module = small.get_submodule(path)
         for attribute, value in values.items():
-            if not hasattr(module, attribute):
-                raise ArtifactError(f"the record sets `{path}.{attribute}`, which this network doesn't have")
             setattr(module, attribute, value)
     if optimizer is not None:
         _move_optimizer(optimizer, model, moved, kept)
-    if ema is not None:
-        _slice_ema(ema, kept, {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}, record)
+    if averaged is not None:
+        _slice_ema(averaged, record)
     return small
 
 
@@ -137,9 +144,12 @@ def _copy_tensor(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
         return values.requires_grad_(tensor.requires_grad)
     parameter = type(tensor)(values, tensor.requires_grad)
     vars(parameter).update(vars(tensor))
+    parameter.requires_grad_(tensor.is_floating_point() or tensor.is_complex())  # hooks can't be added to a frozen parameter
     for hook in (getattr(tensor, "_backward_hooks", None) or {}).values():
         parameter.register_hook(hook)
-    return parameter
+    for hook in (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values():
+        parameter.register_post_accumulate_grad_hook(hook)
+    return parameter.requires_grad_(tensor.requires_grad)
 
 
 # -- attributes that repeat a shape
@@ -183,14 +193,28 @@ def _attribute_edits(model: nn.Module, slices: list[SliceEdit]) -> list[Attribut
     edits: list[AttributeEdit] = []
     for path, module in model.named_modules():
         rule = next((rule for kind, rule in _ATTRIBUTES if isinstance(module, kind)), None)
-        own = {n: t for n, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
+        own = _own_tensors(module)
         if rule is None or not any(names[id(t)] in changed for t in own.values()):
             continue
         shapes = {n: _new_shape(t, changed.get(names[id(t)], {})) for n, t in own.items()}
+        if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in shapes:
+            continue  # computed from parameters of other shapes: attributes can't be told, and verification decides
         for attribute, value in rule(module, shapes).items():
             if getattr(module, attribute) != value:
                 edits.append(AttributeEdit(path, attribute, value))
     return edits
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the module itself; a parametrised one is represented by an original of the same shape."""
+    own = {n: t for n, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
+    if parametrize.is_parametrized(module):
+        for name, originals in module.parametrizations.items():  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            shape = getattr(module, name).shape
+            alike = [t for t in (*originals.parameters(recurse=False), *originals.buffers(recurse=False)) if t.shape == shape]
+            if alike:
+                own[name] = alike[0]
+    return own
 
 
 def _new_shape(tensor: Tensor, changed: Mapping[int, int]) -> Shape:
@@ -225,14 +249,19 @@ def _move_optimizer(
             optimizer.state[moved[id(parameter)]] = states[id(parameter)]
 
 
-def _slice_ema(ema: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], shapes: Mapping[str, Shape], record: SurgeryRecord) -> None:
+def _averaged(ema: nn.Module, model: nn.Module) -> nn.Module:
+    """The module that holds the averages, once it is known to match ``model``."""
     inner = ema.module if isinstance(ema, torch.optim.swa_utils.AveragedModel) else ema
-    averaged = dict(named_tensors(inner))
-    if {name: tuple(tensor.shape) for name, tensor in averaged.items()} != dict(shapes):
+    if fingerprint(inner) != fingerprint(model):
         raise UnsupportedNetwork("the averaged model (ema) doesn't have the names and shapes of the model's parameters")
+    return inner
+
+
+def _slice_ema(averaged: nn.Module, record: SurgeryRecord) -> None:
+    tensors = dict(named_tensors(averaged))
     with torch.no_grad():
-        for name, axes in kept.items():
-            averaged[name].data = _slice(averaged[name], axes)
+        for name, axes in record.kept.items():
+            tensors[name].data = _slice(tensors[name], axes)
     for path, values in record.attributes.items():
         for attribute, value in values.items():
-            setattr(inner.get_submodule(path), attribute, value)
+            setattr(averaged.get_submodule(path), attribute, value)

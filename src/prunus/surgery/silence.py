@@ -54,6 +54,7 @@ def _evaluate_on_kept(model: nn.Module, removed: Positions) -> None:
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         tracer = KeptOnlyTracer(module, removed)
         tracer.add_inputs(tensors_in([args, kwargs]))
+        tracer.stack.append("")  # this module was entered before the tracer could see it, and will be left under its eyes
         stack = ExitStack()
         stack.enter_context(tracer.watching_modules())
         stack.enter_context(tracer)
@@ -76,6 +77,16 @@ class KeptOnlyTracer(Tracer):
             gone = removed.get((axis_range.parameter, axis_range.axis))
             if gone is not None:
                 self.removed[axis_range.base + gone.numpy()] = True
+
+    def reading(self, op: OpCall, index: int, axis: int) -> None:
+        """Zero what reads a removed channel in a weight that is computed: zeros in its parameters needn't become zeros in it."""
+        weight = op.args[index]
+        labels = self.field(weight).axes.get(axis)
+        if labels is None or id(weight) in self.space.fields or not self.removed[labels].any():
+            return
+        args = list(op.args)
+        args[index] = weight.index_fill(axis, torch.from_numpy(np.flatnonzero(self.removed[labels])).to(weight.device), 0)
+        op.out = op.func(*args, **op.kwargs)
 
     def mixed(
         self,

@@ -64,8 +64,8 @@ def _failed(small: nn.Module, error: Exception, tolerance: float) -> Verificatio
 
 
 def _outputs(model: nn.Module, inputs: Any, dtype: torch.dtype, forward_fn: ForwardFn | None) -> list[Tensor]:
-    def cast(leaf: Any) -> Any:
-        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+    def cast(leaf: Any) -> Any:  # copies: a network that works in place must not change what the next one gets
+        return leaf.to(dtype if leaf.is_floating_point() else leaf.dtype, copy=True) if isinstance(leaf, Tensor) else leaf
 
     twin = copy.deepcopy(model).to(dtype).eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -78,6 +78,8 @@ def compare(reference: list[Tensor], own: list[Tensor], tolerance: float) -> Ver
     if [t.shape for t in reference] != [t.shape for t in own]:
         shapes = [tuple(t.shape) for t in reference], [tuple(t.shape) for t in own]
         return VerificationReport(math.inf, tolerance, False, f"outputs have other shapes: {shapes[0]} against {shapes[1]}")
+    if not reference:
+        return VerificationReport(math.inf, tolerance, False, "the network returns no tensor, so there is nothing to compare: give a forward_fn that does")
     worst, detail = 0.0, ""
     for i, (a, b) in enumerate(zip(reference, own, strict=True)):
         if not a.numel():
@@ -86,9 +88,9 @@ def compare(reference: list[Tensor], own: list[Tensor], tolerance: float) -> Ver
             error = 0.0 if torch.equal(a, b) else 1.0
         else:
             difference, scale = float((a - b).abs().max()), float(a.abs().max())
-            error = difference / scale if scale > 0 else (0.0 if difference == 0 else math.inf)
-        if math.isnan(error):
-            return VerificationReport(math.nan, tolerance, False, f"output {i} is not finite: nothing can be concluded from it")
+            if not math.isfinite(scale):
+                return VerificationReport(math.nan, tolerance, False, f"output {i} is not finite: nothing can be concluded from it")
+            error = 0.0 if difference == 0 else difference / scale if scale > 0 and math.isfinite(difference) else math.inf
         if error > worst:
             worst, detail = error, f"largest in output {i} of {len(reference)}"
     return VerificationReport(worst, tolerance, worst <= tolerance, detail)

@@ -1,0 +1,155 @@
+"""The command line: output, exit codes, and one readable paragraph for every mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import prunus
+from prunus.cli import app
+from prunus.sources import load_model
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Outputs(nn.Module):
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.head = nn.Conv2d(8, num_classes, 1)
+    def forward(self, x):
+        return self.head(self.conv(x).flip(1)[:, torch.arange(8)]).mean((2, 3))
+
+def frozen(num_classes=3):
+    return Outputs(num_classes)
+
+def small(num_classes=3, width=8):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(16, num_classes))
+"""
+
+
+@pytest.fixture
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "nets.py").write_text(NETWORK)
+    return tmp_path
+
+
+def call(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args))
+
+
+def test_inspect_shows_groups_reasons_and_costs(nets: Path) -> None:
+    result = call("inspect", "cifar:resnet20")
+    assert result.exit_code == 0
+    assert "40,551,040 MACs, 269,722 parameters" in result.stdout
+    assert "padded with constant channels" in result.stdout and "cifar.py:" in result.stdout
+    assert "9 of 17 groups are prunable" in result.stdout
+
+
+def test_inspect_json(nets: Path) -> None:
+    tree = json.loads(call("inspect", "nets.py:small", "--input", "3x8x8", "--json").stdout)
+    assert [(g["name"], g["channels"], g["frozen_because"]) for g in tree["groups"]] == [
+        ("0", 8, None),
+        ("2", 16, None),
+        ("6", 3, "it is the network's output"),
+    ]
+    assert tree["macs"] == 6 * 6 * 8 * 27 + 4 * 4 * 16 * 72 + 48
+    assert {"parameter": "2.weight", "axis": 1, "role": "reads"} in tree["groups"][0]["members"]
+
+
+def test_prune_writes_a_network_that_loads(nets: Path) -> None:
+    result = call("prune", "nets.py:small", "--argument", "width=32", "--input", "3x8x8", "--budget", "macs=0.5", "--tolerance", "0.05", "--out", "small.prunus", "--json")
+    assert result.exit_code == 0, result.stderr
+    tree = json.loads(result.stdout)
+    assert tree["files"] == ["small.prunus"] and tree["max_error"] < 1e-9
+    (row,) = tree["budget"]
+    assert row["met"] and row["achieved"] <= row["requested"]
+    small = prunus.load("small.prunus", load_model("nets.py:small", arguments={"width": 32}))
+    assert prunus.trace(small, torch.randn(1, 3, 8, 8)).cost().macs == row["achieved"]
+    assert tree["kept"] == {"0": small.get_submodule("0").out_channels, "2": small.get_submodule("2").out_channels}
+
+
+def test_prune_with_data_and_onnx(nets: Path) -> None:
+    args = ["--data", "fake:3x10x10x3", "--criterion", "taylor", "--batches", "2", "--tolerance", "0.1", "--onnx", "small.onnx"]
+    result = call("prune", "nets.py:small", "--budget", "parameters=0.6", *args)
+    assert result.exit_code == 0, result.stderr
+    assert "removed == silenced: largest relative error" in result.stdout
+    assert "written: small.prunus, small.onnx" in result.stdout and (nets / "small.onnx").stat().st_size > 0
+
+
+def test_evaluate_full_and_pruned(nets: Path) -> None:
+    call("prune", "nets.py:small", "--input", "3x10x10", "--budget", "macs=0.5", "--tolerance", "0.2")
+    full = json.loads(call("evaluate", "nets.py:small", "--data", "fake:3x10x10x3", "--json").stdout)
+    assert full["count"] > 0 and 0 <= full["accuracy"] <= 1
+    pruned = call("evaluate", "nets.py:small", "--data", "fake:3x10x10x3", "--pruned", "small.prunus")
+    assert pruned.exit_code == 0 and f"on {full['count']} test images" in pruned.stdout
+
+
+def test_criteria_lists_the_table(nets: Path) -> None:
+    rows = json.loads(call("criteria", "--json").stdout)
+    assert [row["name"] for row in rows] == list(prunus.CRITERIA)
+    assert next(row for row in rows if row["name"] == "taylor")["options"] == ["per_example"]
+    assert "Molchanov" in call("criteria").stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["inspect", "torchvision:resnet19"], 2, "unknown model 'torchvision:resnet19': did you mean torchvision:resnet18"),
+        (["inspect", "nets.py:smal"], 2, "small"),
+        (["inspect", "nets.py:small", "--input", "3xax8"], 2, "write the shape of one input, e.g. 3x224x224"),
+        (["inspect", "nets.py:small", "--keep", "conv*"], 2, "selector in keep 'conv*'"),
+        (["inspect", "nets.py:small", "--mixing", "maybe"], 2, "value of mixing 'maybe'"),
+        (["inspect", "nets.py:small", "--argument", "width"], 2, "write NAME=VALUE"),
+        (["inspect", "nets.py:small", "--input", "1x8x8"], 1, "the forward pass in evaluation mode fails in `0`"),
+        (["prune", "nets.py:small", "--budget", "macs=0"], 2, "budget macs=0 must be above zero"),
+        (["prune", "nets.py:small", "--budget", "macs=-0.5"], 2, "fraction to keep, in (0, 1]"),
+        (["prune", "nets.py:small", "--budget", "half"], 2, "write TARGET=AMOUNT"),
+        (["prune", "nets.py:small", "--budget", "macs=1.0"], 1, "already meets the budget"),
+        (["prune", "nets.py:small", "--budget", "macs=0.001"], 1, "can't be reached"),
+        (["prune", "nets.py:small", "--budget", "macs=0.5", "--criterion", "l7"], 2, "unknown criterion 'l7': did you mean"),
+        (["prune", "nets.py:small", "--budget", "macs=0.5", "--allocator", "globl"], 2, "unknown allocator 'globl': did you mean global?"),
+        (["prune", "nets.py:small", "--budget", "macs=0.5", "--criterion", "taylor"], 1, "criterion taylor needs data"),
+        (["prune", "nets.py:frozen", "--budget", "macs=0.5"], 1, "nothing can be pruned"),
+        (["prune", "nets.py:small"], 2, "--budget"),
+        (["run", "absent.toml"], 2, "there is no recipe at absent.toml"),
+        (["evaluate", "nets.py:small", "--data", "digit"], 2, "digits"),
+        (["evaluate", "nets.py:small", "--data", "fake:3x8x8x3", "--pruned", "absent.prunus"], 1, "there is no file absent.prunus"),
+        (["evaluate", "nets.py:small", "--data", "fake:3x8x8x3", "--weights", "nets.py"], 1, "nets.py"),
+        (["prun"], 2, "prun"),
+    ],
+)
+def test_mistakes_end_in_one_paragraph(nets: Path, args: list[str], code: int, text: str) -> None:
+    result = call(*args)
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
+    assert text in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_a_pruned_file_of_another_network_is_refused(nets: Path) -> None:
+    call("prune", "nets.py:small", "--input", "3x10x10", "--budget", "macs=0.5", "--tolerance", "0.2")
+    result = call("evaluate", "cifar:resnet20", "--data", "fake:3x10x10x3", "--pruned", "small.prunus")
+    assert result.exit_code == 1 and "of another architecture" in result.stderr
+    Path("small.prunus").write_bytes(Path("small.prunus").read_bytes()[:200])
+    result = call("evaluate", "nets.py:small", "--data", "fake:3x10x10x3", "--pruned", "small.prunus")
+    assert result.exit_code == 1 and "truncated or not a file that prunus.save wrote" in result.stderr
+
+
+def test_run_prints_a_summary_and_takes_settings(nets: Path) -> None:
+    Path("recipe.toml").write_text('[model]\nsource = "nets.py:small"\n[data]\nsource = "fake:3x10x10x3"\n[recover]\nepochs = 1\n')
+    settings = ["--set", "prune.criterion=l1", "--set", "prune.tolerance=0.2", "--set", "export.onnx=false", "--set", "export.latency_runs=3"]
+    result = call("run", "recipe.toml", *settings, "--set", "name=tried")
+    assert result.exit_code == 0, result.stderr
+    assert "removed == silenced" in result.stdout and "MACs" in result.stdout
+    found = json.loads(Path("runs/tried/result.json").read_text())
+    assert found["request"]["criterion"] == "l1" and found["recipe"]["export"]["onnx"] is False
+    bad = call("run", "recipe.toml", "--set", "prune.critrion=l1")
+    assert bad.exit_code == 2 and "unknown field 'prune.critrion': did you mean prune.criterion" in bad.stderr

@@ -1,0 +1,156 @@
+"""A whole recipe on small fake images: what it leaves, that it adds up, and that it resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import prunus
+from prunus.config import load_recipe, parse_recipe
+from prunus.pipeline.run import round_budget, run
+from prunus.sources import load_data, load_model, make_loader
+from prunus.training import evaluate
+
+TREE: dict[str, Any] = {
+    "name": "small",
+    "seed": 3,
+    "model": {"source": "cifar:resnet8-projection"},
+    "data": {"source": "fake:3x12x12x4"},
+    "train": {"epochs": 2, "lr": 0.05},
+    "prune": {"budget": {"macs": 0.5}, "criterion": "taylor", "batches": 2},
+    "recover": {"epochs": 2, "lr": 0.02, "recalibrate_batches": 4},
+    "export": {"latency_runs": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
+    out, announced = tmp_path_factory.mktemp("run") / "out", list[str]()
+    return out, run(parse_recipe(TREE), out, announce=announced.append), announced
+
+
+def test_a_run_leaves_what_it_says(finished: tuple[Path, dict[str, Any], list[str]]) -> None:
+    out, result, announced = finished
+    assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert result["files"] == ["result.json", "report.html", "small.prunus", "small.onnx"]
+    assert all((out / name).stat().st_size > 0 for name in result["files"])
+    assert announced == [
+        "train",
+        "evaluate-before",
+        "round-1-prune",
+        "round-1-recalibrate",
+        "round-1-fine-tune",
+        "export",
+    ]
+    page = (out / "report.html").read_text()
+    assert "cifar:resnet8-projection" in page and "http://" not in page.split("<script")[0]
+
+
+def test_figures_agree_with_the_networks(finished: tuple[Path, dict[str, Any], list[str]]) -> None:
+    out, result, _ = finished
+    fresh = load_model("cifar:resnet8-projection", num_classes=4, seed=99)
+    small = prunus.load(out / "small.prunus", fresh)
+    after, before = result["networks"]["after"], result["networks"]["before"]
+    assert after["parameters"] == sum(p.numel() for p in small.parameters())
+    assert before["parameters"] == sum(p.numel() for p in fresh.parameters())
+    assert after["file_bytes"] == (out / "small.prunus").stat().st_size < before["file_bytes"]
+    assert after["macs"] <= 0.5 * before["macs"] and after["macs"] >= 0.99 * 0.5 * before["macs"]
+    assert prunus.trace(small, torch.randn(1, 3, 12, 12)).cost().macs == after["macs"]
+    data = load_data("fake:3x12x12x4", seed=3)
+    found = evaluate(small, make_loader(data.test, batch_size=256, shuffle=False))
+    last = result["stages"][-1]
+    assert (last["stage"], last["count"], last["accuracy"]) == ("after fine-tuning", found.count, found.accuracy)
+    assert [s["stage"] for s in result["stages"]] == ["before pruning", "after pruning", "after recalibration", "after fine-tuning"]
+    assert result["verification"]["passed"] and result["verification"]["max_error"] < 1e-9
+    widths = {g["name"]: (g["before"], g["after"]) for g in result["groups"]}
+    assert widths["layer1.0.conv1"][1] == small.get_submodule("layer1.0.conv1").out_channels
+    assert widths["linear"] == (4, 4) and "output" in next(g for g in result["groups"] if g["name"] == "linear")["frozen_because"]
+    assert [e["epoch"] for e in result["training"]["training"]] == [1, 2] == [e["epoch"] for e in result["training"]["fine-tuning"]]
+
+
+def test_a_finished_run_is_not_repeated(finished: tuple[Path, dict[str, Any], list[str]]) -> None:
+    out, result, _ = finished
+    announced: list[str] = []
+    again = run(parse_recipe(TREE), out, resume=True, announce=announced.append)
+    assert announced == []
+    assert again["stages"] == result["stages"]
+
+
+def test_a_run_is_not_overwritten_nor_mixed_with_another(finished: tuple[Path, dict[str, Any], list[str]]) -> None:
+    out, _, _ = finished
+    with pytest.raises(prunus.RecipeError, match="already holds a run: continue it with --resume"):
+        run(parse_recipe(TREE), out)
+    other = {**TREE, "prune": {**TREE["prune"], "criterion": "l1"}}
+    with pytest.raises(prunus.RecipeError, match=r"another recipe \(prune\.criterion: 'taylor' -> 'l1'\)"):
+        run(parse_recipe(other), out, resume=True)
+
+
+def test_rounds_take_a_geometric_path_and_compose(tmp_path: Path) -> None:
+    tree = {**TREE, "prune": {**TREE["prune"], "rounds": 2, "criterion": "l1"}, "export": {"latency_runs": 3, "onnx": False}}
+    result = run(parse_recipe(tree), tmp_path / "out")
+    full = result["networks"]["before"]["macs"]
+    (row,) = result["budget"]
+    assert row["full"] == full and row["met"] and 0.49 * full < row["achieved"] <= 0.5 * full
+    first = json.loads((tmp_path / "out" / "stages" / "round-1-prune.json").read_text())
+    assert 0.99 * full * 0.5**0.5 < first["after"]["macs"] <= full * 0.5**0.5
+    assert [s["stage"] for s in result["stages"]][1::3] == ["round 1: after pruning", "round 2: after pruning"]
+    small = prunus.load(tmp_path / "out" / "small.prunus", load_model("cifar:resnet8-projection", num_classes=4))
+    assert prunus.trace(small, torch.randn(1, 3, 12, 12)).cost().macs == result["networks"]["after"]["macs"]
+
+
+def test_round_budget_ends_at_the_limit() -> None:
+    graph = prunus.trace(load_model("cifar:resnet8-projection"), torch.randn(1, 3, 32, 32))
+    budget = prunus.Budget(macs=0.25, parameters="20K", min_channels=2)
+    half, last = (round_budget(budget, graph, n, 2) for n in (1, 2))
+    cost = graph.cost()
+    assert half.macs == int(cost.macs * 0.5) and last.macs == int(cost.macs * 0.25)
+    assert last.parameters == 20_000 and half.parameters == int((cost.parameters * 20_000) ** 0.5)
+    assert half.min_channels == 2
+
+
+RECIPE = """
+name = "killed"
+[model]
+source = "cifar:resnet8-projection"
+[data]
+source = "fake:3x12x12x4"
+augment = "crop-flip"
+[train]
+epochs = 1
+[prune]
+criterion = "l1"
+[recover]
+epochs = {epochs}
+[export]
+onnx = false
+latency_runs = 3
+"""
+
+
+def test_a_run_killed_while_fine_tuning_resumes_to_the_same_network(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE.format(epochs=6))
+    whole = run(load_recipe(recipe), tmp_path / "whole")
+    code = "import sys; from prunus.cli import app; app(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "run", str(recipe), "--out", str(tmp_path / "cut")]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    checkpoint = tmp_path / "cut" / "checkpoints" / "round-1-fine-tune.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (tmp_path / "cut" / "small.prunus").exists()
+    resumed = run(load_recipe(recipe), tmp_path / "cut", resume=True)
+    timeless = [{k: v for k, v in s.items() if k != "seconds"} for s in whole["stages"]]
+    assert [{k: v for k, v in s.items() if k != "seconds"} for s in resumed["stages"]] == timeless
+    assert (tmp_path / "cut" / "small.prunus").read_bytes() == (tmp_path / "whole" / "small.prunus").read_bytes()
