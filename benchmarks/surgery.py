@@ -2,8 +2,10 @@
 
     python benchmarks/surgery.py [--runs 5] [--threads 2] [--size 224]
 
-Both sides remove half the channels of every layer by the L1 norm from a fresh copy, in turns (ours, theirs, ours, ...); the copy isn't
-timed. Targets: resnet50 at most 1.0x the peer, densenet121 at most 0.33x, a plan's cost under 1 ms, tracing adds at most 1.0x a forward pass.
+Both sides remove half the channels of every layer by the L1 norm from a fresh copy, in turns (ours, theirs, ours, ...); the copy
+isn't
+timed. Targets: resnet50 at most 1.0x the peer, densenet121 at most 0.33x, a plan's cost under 1 ms, tracing adds at most 1.0x a
+forward pass.
 """
 
 from __future__ import annotations
@@ -56,6 +58,8 @@ def measure(name: str, runs: int, size: int) -> dict[str, Any]:
     model = torchvision.models.get_model(name, weights=None).eval()
     x = torch.randn(1, 3, size, size)
     times: dict[str, list[float]] = {"prunus": [], "torch-pruning": [], "forward": [], "trace": [], "score": [], "remove": []}
+    graph = prunus.trace(model, x)
+    plan = prunus.allocate(graph, prunus.score(model, graph, "l1"), prunus.Budget(channels=0.5), "uniform")
     for run in range(runs + 1):  # the first run warms up
         mine, peer = copy.deepcopy(model), copy.deepcopy(model)
         with torch.no_grad():
@@ -63,9 +67,6 @@ def measure(name: str, runs: int, size: int) -> dict[str, Any]:
         row["prunus"] = seconds(lambda m=mine: ours(m, x))
         row["torch-pruning"] = seconds(lambda m=peer: theirs(m, x))
         row["trace"] = seconds(lambda: prunus.trace(model, x))
-        if run == 0:
-            graph = prunus.trace(model, x)
-            plan = prunus.allocate(graph, prunus.score(model, graph, "l1"), prunus.Budget(channels=0.5), "uniform")
         row["score"] = seconds(lambda: prunus.score(model, graph, "l1"))
         row["remove"] = seconds(lambda: prunus.remove(model, graph, plan))
         if run:
@@ -97,7 +98,8 @@ def main() -> None:
         mine, peer = row["seconds"]["prunus"], row["seconds"]["torch-pruning"]
         print(
             f"{name}: {mine['mean']:.3f} +- {mine['std']:.3f} s against {peer['mean']:.3f} +- {peer['std']:.3f} s "
-            f"({row['prunus / torch-pruning']:.2f}x), trace / forward {row['trace / forward']:.2f}, cost {row['cost of a plan, ms']:.3f} ms"
+            f"({row['prunus / torch-pruning']:.2f}x), trace / forward {row['trace / forward']:.2f}, "
+            f"cost {row['cost of a plan, ms']:.3f} ms"
         )
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps({"header": header, "results": rows}, indent=2) + "\n", encoding="utf-8")

@@ -46,7 +46,9 @@ def test_command_line_blocks(tmp_path: Path) -> None:
     lines = [line for text in blocks("sh") for line in text.splitlines() if line.startswith("prunus ")]
     assert len(lines) >= 5
     for line in lines:
-        done = subprocess.run(prunus_command(*shlex.split(line)[1:]), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            prunus_command(*shlex.split(line)[1:]), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     assert (tmp_path / "resnet18.onnx").exists() and (tmp_path / "runs/mine/report.html").exists()
 
@@ -63,7 +65,13 @@ def test_make_commands_do_what_the_readme_says() -> None:
 
 def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     done = subprocess.run(
-        prunus_command("demo"), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "COLUMNS": "120"}
+        prunus_command("demo"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "COLUMNS": "120"},
     )
     assert done.returncode == 0, done.stderr
     out = tmp_path / "prunus-demo"

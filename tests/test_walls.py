@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "prunus"
-BASE = {"errors", "types"}
+BASE = {"errors", "files", "types"}
 METHODS = {"importance", "allocation", "surgery"}
 MAY_IMPORT = {
     "errors": set[str](),
+    "files": set[str](),
     "types": {"errors"},
     "config": BASE,
     "graph": BASE,
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "sources": {"errors"},
 }
 SHELL = {"__init__", "__main__", "pipeline", "cli", "demo", "laboratory"}
-CORE = {"errors", "types", "graph", "importance", "allocation", "surgery", "reconstruction"}
+CORE = {"errors", "files", "types", "graph", "importance", "allocation", "surgery", "reconstruction"}
 CORE_PACKAGES = {"torch", "numpy", "scipy", "safetensors", "typing_extensions"}
 ONLY_IN = {"accelerate": {"training"}, "pydantic": {"config"}, "plotly": {"report"}, "timm": {"sources"}, "sklearn": {"sources"}}
 

@@ -68,13 +68,15 @@ class ChannelGroup:
 
     @property
     def width_factor(self) -> int:
-        """Positions that one channel takes in the layer that writes the group (32 in a convolution of 32 groups, else mostly 1)."""
+        """Positions that one channel takes in the layer that writes the group (32 in a convolution of 32 groups, else mostly
+        1)."""
         return self.with_role("writes")[0].positions.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One call of a convolution or matrix product; ``reads`` and ``writes`` are channel ids along its weight's input and output axis."""
+    """One call of a convolution or matrix product; ``reads`` and ``writes`` are channel ids along its weight's input and output
+    axis."""
 
     name: str
     kind: str
@@ -218,7 +220,9 @@ def _absolute(target: str, text: str) -> float:
         return float(match[1]) * units[match[2].upper()]
     except ValueError:
         known = ", ".join(u for u in units if u)
-        raise InvalidBudget(f"can't read budget {target}={text!r}: a number and a unit of {known}, e.g. '{_example(target)}'") from None
+        raise InvalidBudget(
+            f"can't read budget {target}={text!r}: a number and a unit of {known}, e.g. '{_example(target)}'"
+        ) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,7 +313,9 @@ class ChannelGraph:
         widths = [max(len(r[i]) for r in rows) for i in range(3)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(r[:3], widths, strict=True)) + "  " + r[3] for r in rows]
         cost = self.cost()
-        lines.append(f"{cost.macs:,} MACs, {cost.parameters:,} parameters; {len(self.prunable)} of {len(self.groups)} groups prunable")
+        lines.append(
+            f"{cost.macs:,} MACs, {cost.parameters:,} parameters; {len(self.prunable)} of {len(self.groups)} groups prunable"
+        )
         lines += [f"no rule for {op}: {n} call{'s' * (n != 1)}" for op, n in self.unsupported_ops.items()] + list(self.notes)
         return "\n".join(lines)
 

@@ -66,7 +66,21 @@ def test_inspect_json(nets: Path) -> None:
 
 
 def test_prune_writes_a_network_that_loads(nets: Path) -> None:
-    result = call("prune", "nets.py:small", "--argument", "width=32", "--input", "3x8x8", "--budget", "macs=0.5", "--tolerance", "0.05", "--out", "small.prunus", "--json")
+    result = call(
+        "prune",
+        "nets.py:small",
+        "--argument",
+        "width=32",
+        "--input",
+        "3x8x8",
+        "--budget",
+        "macs=0.5",
+        "--tolerance",
+        "0.05",
+        "--out",
+        "small.prunus",
+        "--json",
+    )
     assert result.exit_code == 0, result.stderr
     tree = json.loads(result.stdout)
     assert tree["files"] == ["small.prunus"] and tree["max_error"] < 1e-9
@@ -116,13 +130,21 @@ def test_criteria_lists_the_table(nets: Path) -> None:
         (["prune", "nets.py:small", "--budget", "macs=1.0"], 1, "already meets the budget"),
         (["prune", "nets.py:small", "--budget", "macs=0.001"], 1, "can't be reached"),
         (["prune", "nets.py:small", "--budget", "macs=0.5", "--criterion", "l7"], 2, "unknown criterion 'l7': did you mean"),
-        (["prune", "nets.py:small", "--budget", "macs=0.5", "--allocator", "globl"], 2, "unknown allocator 'globl': did you mean global?"),
+        (
+            ["prune", "nets.py:small", "--budget", "macs=0.5", "--allocator", "globl"],
+            2,
+            "unknown allocator 'globl': did you mean global?",
+        ),
         (["prune", "nets.py:small", "--budget", "macs=0.5", "--criterion", "taylor"], 1, "criterion taylor needs data"),
         (["prune", "nets.py:frozen", "--budget", "macs=0.5"], 1, "nothing can be pruned"),
         (["prune", "nets.py:small"], 2, "--budget"),
         (["run", "absent.toml"], 2, "there is no recipe at absent.toml"),
         (["evaluate", "nets.py:small", "--data", "digit"], 2, "digits"),
-        (["evaluate", "nets.py:small", "--data", "fake:3x8x8x3", "--pruned", "absent.prunus"], 1, "there is no file absent.prunus"),
+        (
+            ["evaluate", "nets.py:small", "--data", "fake:3x8x8x3", "--pruned", "absent.prunus"],
+            1,
+            "there is no file absent.prunus",
+        ),
         (["evaluate", "nets.py:small", "--data", "fake:3x8x8x3", "--weights", "nets.py"], 1, "nets.py"),
         (["prun"], 2, "prun"),
     ],
@@ -144,8 +166,19 @@ def test_a_pruned_file_of_another_network_is_refused(nets: Path) -> None:
 
 
 def test_run_prints_a_summary_and_takes_settings(nets: Path) -> None:
-    Path("recipe.toml").write_text('[model]\nsource = "nets.py:small"\n[data]\nsource = "fake:3x10x10x3"\n[recover]\nepochs = 1\n')
-    settings = ["--set", "prune.criterion=l1", "--set", "prune.tolerance=0.2", "--set", "export.onnx=false", "--set", "export.latency_runs=3"]
+    Path("recipe.toml").write_text(
+        '[model]\nsource = "nets.py:small"\n[data]\nsource = "fake:3x10x10x3"\n[recover]\nepochs = 1\n'
+    )
+    settings = [
+        "--set",
+        "prune.criterion=l1",
+        "--set",
+        "prune.tolerance=0.2",
+        "--set",
+        "export.onnx=false",
+        "--set",
+        "export.latency_runs=3",
+    ]
     result = call("run", "recipe.toml", *settings, "--set", "name=tried")
     assert result.exit_code == 0, result.stderr
     assert "removed == silenced" in result.stdout and "MACs" in result.stdout

@@ -69,12 +69,19 @@ def test_figures_agree_with_the_networks(finished: tuple[Path, dict[str, Any], l
     found = evaluate(small, make_loader(data.test, batch_size=256, shuffle=False))
     last = result["stages"][-1]
     assert (last["stage"], last["count"], last["accuracy"]) == ("after fine-tuning", found.count, found.accuracy)
-    assert [s["stage"] for s in result["stages"]] == ["before pruning", "after pruning", "after recalibration", "after fine-tuning"]
+    assert [s["stage"] for s in result["stages"]] == [
+        "before pruning",
+        "after pruning",
+        "after recalibration",
+        "after fine-tuning",
+    ]
     assert result["verification"]["passed"] and result["verification"]["max_error"] < 1e-9
     widths = {g["name"]: (g["before"], g["after"]) for g in result["groups"]}
     assert widths["layer1.0.conv1"][1] == small.get_submodule("layer1.0.conv1").out_channels
     assert widths["linear"] == (4, 4) and "output" in next(g for g in result["groups"] if g["name"] == "linear")["frozen_because"]
-    assert [e["epoch"] for e in result["training"]["training"]] == [1, 2] == [e["epoch"] for e in result["training"]["fine-tuning"]]
+    assert (
+        [e["epoch"] for e in result["training"]["training"]] == [1, 2] == [e["epoch"] for e in result["training"]["fine-tuning"]]
+    )
 
 
 def test_a_finished_run_is_not_repeated(finished: tuple[Path, dict[str, Any], list[str]]) -> None:

@@ -114,13 +114,7 @@ def score(
     row = resolve_criterion(criterion, options)
     evidence = Evidence(seed=seed)
     if row.needs:
-        if data is None:
-            raise EvidenceError(f"criterion {row.name} needs data: pass data=loader, which yields (inputs, targets)")
-        unknown = row.needs - COLLECTORS.keys()
-        if unknown:
-            raise UnknownName.among("kind of evidence", next(iter(unknown)), COLLECTORS)
-        run = DataRun(data, loss_fn, forward_fn, batches)
-        evidence = Evidence({kind: COLLECTORS[kind](model, graph, run) for kind in sorted(row.needs)}, seed)
+        evidence = Evidence(_collected(model, graph, row, data, loss_fn, forward_fn, batches), seed)
     own = isinstance(row, CriterionRow)
     # Matrices may be views of the weights: a user's criterion gets copies, so that writing into them does no harm.
     tensors = {name: tensor if own else tensor.detach().clone() for name, tensor in named_tensors(model)}
@@ -130,17 +124,40 @@ def score(
             values = row.score(GroupView(group, tensors, graph.norms), evidence)
             if values is not None:
                 by_group[group.name] = _checked(values, group.name, group.num_channels, row.name)
+    _check_scored(graph, by_group, row.name)
+    return Scores(by_group, row.name, bool(getattr(row, "comparable", False)))
+
+
+def _collected(
+    model: nn.Module,
+    graph: ChannelGraph,
+    row: CriterionRow | Criterion,
+    data: Iterable[Any] | None,
+    loss_fn: LossFn | None,
+    forward_fn: ForwardFn | None,
+    batches: int | None,
+) -> dict[str, dict[str, Tensor]]:
+    """Every kind of evidence that the criterion needs: kind -> group name -> (num_channels,)."""
+    if data is None:
+        raise EvidenceError(f"criterion {row.name} needs data: pass data=loader, which yields (inputs, targets)")
+    for kind in sorted(row.needs - COLLECTORS.keys()):
+        raise UnknownName.among("kind of evidence", kind, COLLECTORS)
+    run = DataRun(data, loss_fn, forward_fn, batches)
+    return {kind: COLLECTORS[kind](model, graph, run) for kind in sorted(row.needs)}
+
+
+def _check_scored(graph: ChannelGraph, by_group: Mapping[str, Tensor], criterion: str) -> None:
+    """Refuse scores of no group, warn where some groups have none."""
     unscored = [g.name for g in graph.prunable if g.name not in by_group]
     if graph.prunable and not by_group:
         raise NothingPruned(
-            f"criterion {row.name} can score none of the {len(unscored)} groups "
+            f"criterion {criterion} can score none of the {len(unscored)} groups "
             "(bn_scale needs norm layers, taylor needs weights that read)"
         )
     if unscored:
         shown = ", ".join(unscored[:5]) + (", ..." if len(unscored) > 5 else "")
-        text = f"criterion {row.name} says nothing about {len(unscored)} of {len(graph.prunable)} groups, kept whole: {shown}"
-        warnings.warn(text, PrunusWarning, stacklevel=2)
-    return Scores(by_group, row.name, bool(getattr(row, "comparable", False)))
+        text = f"criterion {criterion} says nothing about {len(unscored)} of {len(graph.prunable)} groups, kept whole: {shown}"
+        warnings.warn(text, PrunusWarning, stacklevel=3)
 
 
 def resolve_criterion(criterion: str | Criterion, options: Mapping[str, Any]) -> CriterionRow | Criterion:

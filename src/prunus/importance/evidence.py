@@ -95,7 +95,7 @@ def gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[
             if seen is not None and seen.computed:
                 indirect = seen.indirect(loss, weights.values())
                 readers = _without(readers, {name for name, weight in weights.items() if id(weight) in indirect})
-            gradients: Gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            gradients = cast("Gradients", torch.autograd.grad(loss, list(weights.values()), allow_unused=True))
             products = {n: w.detach() * g for (n, w), g in zip(weights.items(), gradients, strict=True) if g is not None}
             for name, squared in _squared_gate_gradients(readers, products):
                 totals[name] = totals[name] + squared if name in totals else squared
@@ -141,7 +141,7 @@ def example_gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) 
             if seen is not None:
                 indirect = seen.indirect(loss, weights.values())
                 readers = _without(readers, {name for name, weight in weights.items() if id(weight) in indirect})
-            gradients: Gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
+            gradients = cast("Gradients", torch.autograd.grad(loss, list(gates.values()), allow_unused=True))
             for name, gradient in zip(gates, gradients, strict=True):
                 if gradient is not None and name in readers:
                     used.add(name)

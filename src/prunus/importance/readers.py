@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class DirectReaders(TorchFunctionMode):
         others = [w for w in weights if id(w) not in self.direct]
         if not others:
             return set()
-        gradients: Gradients = torch.autograd.grad(loss, others, allow_unused=True, retain_graph=True)
+        gradients = cast("Gradients", torch.autograd.grad(loss, others, allow_unused=True, retain_graph=True))
         return {id(w) for w, g in zip(others, gradients, strict=True) if g is not None}
 
 

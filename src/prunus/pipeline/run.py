@@ -36,7 +36,8 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, announce: Callable[[
     """Carry out ``recipe`` in the folder ``out`` and return what ``result.json`` holds.
 
     The folder gets ``result.json``, ``report.html``, ``small.prunus`` (for `prunus.load`), ``small.onnx`` if asked for, and the
-    stages' own files. With ``resume`` a run that was killed continues: finished stages are skipped, training goes on at its last epoch.
+    stages' own files. With ``resume`` a run that was killed continues: finished stages are skipped, training goes on at its last
+    epoch.
 
     Raises:
         PrunusError: whatever a stage raises; files of finished stages stay.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from prunus.errors import ArtifactError, PrunusWarning, RecipeError
-from prunus.surgery.artifact import write_atomically
+from prunus.files import write_atomically
 
 _RECIPE = "recipe.json"
 
@@ -67,8 +67,13 @@ class Stages:
 
 
 def write_json(path: Path, tree: Any) -> None:
-    """Write JSON atomically."""
-    write_atomically(path, (json.dumps(tree, indent=2) + "\n").encode())
+    """Write JSON atomically; `ArtifactError` if it can't be."""
+    try:
+        write_atomically(path, (json.dumps(tree, indent=2) + "\n").encode())
+    except OSError as error:
+        raise ArtifactError(
+            f"can't write {path}: {error.strerror or error}; continue with --resume when there is room"
+        ) from error
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

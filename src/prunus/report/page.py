@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -13,6 +11,7 @@ from string import Template
 from typing import Any, cast
 
 from prunus.errors import ExportError
+from prunus.files import write_atomically
 from prunus.report import sections, summary
 from prunus.report.plots import figures
 from prunus.report.wording import escape
@@ -33,19 +32,10 @@ def write_report(result: Mapping[str, Any], path: Path) -> None:
     """
     path = Path(path)
     text = render(result)
-    draft: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-            draft = Path(stream.name)
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.chmod(0o644)  # temporary files are private, a report is to be shown
-        os.replace(draft, path)
+        write_atomically(path, text.encode("utf-8"))
     except OSError as error:
-        if draft is not None:
-            draft.unlink(missing_ok=True)
         raise ExportError(f"the report can't be written to {path}: {error}") from error
 
 

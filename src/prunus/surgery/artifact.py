@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from prunus.errors import ArtifactError
+from prunus.files import write_atomically
 from prunus.graph.labels import named_tensors
 from prunus.surgery.record import SurgeryRecord
 from prunus.surgery.remove import apply_record
@@ -26,7 +26,10 @@ def save(model: nn.Module, record: SurgeryRecord, path: str | os.PathLike[str]) 
         ArtifactError: the folder doesn't exist, the disk is full, ...
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _persistent(model).items()}
-    write_atomically(Path(path), serialise(tensors, {_KEY: record.to_json()}))
+    try:
+        write_atomically(Path(path), serialise(tensors, {_KEY: record.to_json()}))
+    except OSError as error:
+        raise ArtifactError(f"can't write {path}: {error.strerror or error}; a file that was there before is intact") from error
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -76,25 +79,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], SurgeryRecord]:
         raise ArtifactError(f"there is no file {path}") from None
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} can't be read: it is truncated or not a file that prunus.save wrote ({error})") from None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary file beside ``path``, flush it to disk, then rename.
-
-    Raises:
-        ArtifactError: the file can't be written; what was there before is intact.
-    """
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise ArtifactError(f"can't write {path}: {error.strerror or error}; a file that was there before is intact") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)

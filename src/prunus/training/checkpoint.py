@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +17,7 @@ import safetensors.torch
 from torch import Tensor
 
 from prunus.errors import ArtifactError, TrainingError
+from prunus.files import write_atomically
 from prunus.training.log import EpochLog
 
 FORMAT = "prunus-training-checkpoint/1"
@@ -66,31 +65,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "state": _pack(checkpoint.state, "", tensors),
     }
     content = safetensors.torch.save(tensors, metadata={"prunus": json.dumps(header)})
-    partial = path.with_name(path.name + ".partial")
     try:
-        _write_atomically(partial, path, content)
+        write_atomically(path, content)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         kept = f"the checkpoint that was there before ({path}) is intact" if path.exists() else "there is no earlier checkpoint"
         raise ArtifactError(
             f"can't write the checkpoint of epoch {len(checkpoint.epochs)} to {path}: {error.strerror or error}; {kept}. "
             "Make room or choose another place, then resume"
         ) from error
-
-
-def _write_atomically(partial: Path, path: Path, content: bytes) -> None:
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    with suppress(OSError):  # the rename itself reaches the disk; not every system can open a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
