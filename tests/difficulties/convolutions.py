@@ -86,7 +86,11 @@ NETS = [
         "residual projection",
         lambda: Program(
             _residual_projection,
-            stem=conv_bn(3, 6), first=conv_bn(6, 8), second=conv_bn(8, 10), shortcut=conv(6, 10, 1), head=nn.Linear(10, 3),
+            stem=conv_bn(3, 6),
+            first=conv_bn(6, 8),
+            second=conv_bn(8, 10),
+            shortcut=conv(6, 10, 1),
+            head=nn.Linear(10, 3),
         ),
         {
             "stem.0": G(6, "stem.0.weight/0", "first.0.weight/1 shortcut.weight/1"),
@@ -202,7 +206,10 @@ NETS = [
         "broadcast multiply",
         lambda: Program(
             lambda m, x: m.head(m.stem(x) * m.scale + m.shift[:, None, None]),
-            stem=conv(3, 6), scale=nn.Parameter(torch.ones(1, 6, 1, 1)), shift=nn.Parameter(torch.zeros(6)), head=conv(6, 2),
+            stem=conv(3, 6),
+            scale=nn.Parameter(torch.ones(1, 6, 1, 1)),
+            shift=nn.Parameter(torch.zeros(6)),
+            head=conv(6, 2),
         ),
         {
             "stem": G(6, "stem.weight/0 stem.bias/0", "head.weight/1", scales="scale/1 shift/0"),
@@ -221,7 +228,9 @@ NETS = [
     ),
     Net(
         "three dimensions",
-        lambda: _sequence(nn.Conv3d(2, 6, 3, padding=1), nn.BatchNorm3d(6), nn.MaxPool3d(2), nn.ConvTranspose3d(6, 4, 2), nn.Conv3d(4, 2, 1)),
+        lambda: _sequence(
+            nn.Conv3d(2, 6, 3, padding=1), nn.BatchNorm3d(6), nn.MaxPool3d(2), nn.ConvTranspose3d(6, 4, 2), nn.Conv3d(4, 2, 1)
+        ),
         {
             "0": G(6, "0.weight/0 0.bias/0", "3.weight/0", scales="1.weight/0 1.bias/0"),
             "3": G(4, "3.weight/1 3.bias/0", "4.weight/1"),

@@ -75,7 +75,9 @@ HEAD = G(2, "head.weight/0 head.bias/0", frozen=OUTPUT)
 NETS = [
     Net(  # ShuffleNetV2: the shuffle ties slot i of both halves; the untouched half ties stem and branch
         "channel shuffle",
-        lambda: Program(_shuffle_block, stem=conv_bn(3, 8), branch=nn.Sequential(conv_bn(4, 6), conv(6, 4, bias=False)), head=conv(8, 2)),
+        lambda: Program(
+            _shuffle_block, stem=conv_bn(3, 8), branch=nn.Sequential(conv_bn(4, 6), conv(6, 4, bias=False)), head=conv(8, 2)
+        ),
         {
             "stem.0": G(4, "stem.0.weight/0 branch.1.weight/0", "branch.0.0.weight/1 head.weight/1"),
             "branch.0.0": G(6, "branch.0.0.weight/0", "branch.1.weight/1"),
@@ -84,7 +86,9 @@ NETS = [
     ),
     Net(  # YOLOv8's C2f: halves lose equally many, whichever
         "c2f",
-        lambda: Program(_c2f, stem=conv_bn(3, 8), first=conv_bn(4, 5), second=conv_bn(5, 4), join=conv_bn(12, 6), head=nn.Linear(6, 2)),
+        lambda: Program(
+            _c2f, stem=conv_bn(3, 8), first=conv_bn(4, 5), second=conv_bn(5, 4), join=conv_bn(12, 6), head=nn.Linear(6, 2)
+        ),
         {
             "stem.0": G(4, "stem.0.weight/0 second.0.weight/0", "first.0.weight/1 join.0.weight/1"),
             "first.0": G(5, "first.0.weight/0", "second.0.weight/1"),
@@ -125,7 +129,11 @@ NETS = [
         lambda: Program(lambda m, x: m.head((y := m.stem(x))[:, ::2] * y[:, 1::2]), stem=conv(3, 8), head=conv(4, 2)),
         {"stem": G(4, "stem.weight/0 stem.bias/0", "head.weight/1"), "head": HEAD},
     ),
-    Net("glu", _chain_with(lambda y: F.glu(y, 1), read=4), {"stem": G(4, "stem.weight/0 stem.bias/0", "head.weight/1"), "head": HEAD}),
+    Net(
+        "glu",
+        _chain_with(lambda y: F.glu(y, 1), read=4),
+        {"stem": G(4, "stem.weight/0 stem.bias/0", "head.weight/1"), "head": HEAD},
+    ),
     Net(
         "pixel shuffle",
         _chain_with(lambda y: F.pixel_shuffle(y, 2), read=2),
@@ -137,7 +145,12 @@ NETS = [
         {"stem": G(4, "stem.weight/0 stem.bias/0", "head.weight/1"), "head": HEAD},
     ),
     Net("flip", _chain_with(lambda y: y.flip(1)), {"stem": G(8, "stem.weight/0 stem.bias/0", "head.weight/1"), "head": HEAD}),
-    Net("roll", _chain_with(lambda y: y.roll(1, 1)), _frozen_stem(8, "channels are picked by absolute index in `aten.roll"), outcome="frozen"),
+    Net(
+        "roll",
+        _chain_with(lambda y: y.roll(1, 1)),
+        _frozen_stem(8, "channels are picked by absolute index in `aten.roll"),
+        outcome="frozen",
+    ),
     Net(
         "roll pixels",
         _chain_with(lambda y: y.roll((1, 2), (2, 3))),
@@ -147,7 +160,9 @@ NETS = [
         "padded shortcut",  # option A of CIFAR ResNets: the zeros on both sides hold the width
         lambda: Program(_padded_shortcut, stem=conv(3, 4), body=nn.Conv2d(4, 6, 3, stride=2, padding=1), head=conv(6, 2)),
         {
-            "stem": G(4, "stem.weight/0 stem.bias/0", "body.weight/1", frozen="padded with constant channels (a width held in Python)"),
+            "stem": G(
+                4, "stem.weight/0 stem.bias/0", "body.weight/1", frozen="padded with constant channels (a width held in Python)"
+            ),
             "body": G(6, "body.weight/0 body.bias/0", frozen="padded with constant channels (a width held in Python)"),
             "head": HEAD,
         },
@@ -171,9 +186,7 @@ NETS = [
     ),
     Net(  # a chunk of an image and a feature: the first half can lose nothing, so neither can the second
         "chunk with image",
-        lambda: Program(
-            lambda m, x: m.head(torch.cat([x, m.stem(x)], 1).chunk(3, 1)[1]), stem=conv(3, 9), head=conv(4, 2)
-        ),
+        lambda: Program(lambda m, x: m.head(torch.cat([x, m.stem(x)], 1).chunk(3, 1)[1]), stem=conv(3, 9), head=conv(4, 2)),
         {
             "stem": G(5, "stem.weight/0 stem.bias/0", frozen=MIXED_PARTS),
             "stem#2": G(4, "stem.weight/0 stem.bias/0", "head.weight/1", frozen=MIXED_PARTS),
@@ -183,14 +196,21 @@ NETS = [
     ),
     Net(
         "stack and interleave",
-        lambda: Program(lambda m, x: m.head(torch.stack([m.left(x), m.right(x)], 2).flatten(1, 2)), left=conv(3, 4), right=conv(3, 4), head=conv(8, 2)),
+        lambda: Program(
+            lambda m, x: m.head(torch.stack([m.left(x), m.right(x)], 2).flatten(1, 2)),
+            left=conv(3, 4),
+            right=conv(3, 4),
+            head=conv(8, 2),
+        ),
         {"left": G(4, "left.weight/0 left.bias/0 right.weight/0 right.bias/0", "head.weight/1"), "head": HEAD},
     ),
     Net(  # every channel is an image of its own to one filter
         "channels on the batch axis",
         lambda: Program(
             lambda m, x: m.head(m.blur((y := m.stem(x)).reshape(-1, 1, *y.shape[2:])).view(y.shape)),
-            stem=conv(3, 4), blur=conv(1, 1), head=conv(4, 2),
+            stem=conv(3, 4),
+            blur=conv(1, 1),
+            head=conv(4, 2),
         ),
         {"stem": G(4, "stem.weight/0 stem.bias/0", "head.weight/1"), "head": HEAD},
     ),
@@ -202,7 +222,10 @@ NETS = [
     Net(
         "unpooling",  # SegNet: indices of one layer place another layer's channels
         lambda: Program(
-            _unpool, stem=conv(3, 6), body=conv(6, 6), head=conv(6, 2),
+            _unpool,
+            stem=conv(3, 6),
+            body=conv(6, 6),
+            head=conv(6, 2),
         ),
         {
             "stem": G(6, "stem.weight/0 stem.bias/0 body.weight/0 body.bias/0", "body.weight/1 head.weight/1"),

@@ -83,7 +83,11 @@ def _two_stems(run: Any) -> Any:
 
 
 NETS = [
-    Net("branch on values", lambda: Program(_branch_on_values, stem=conv(3, 6), head=conv(6, 2)), {"stem": MIXING_STEM, "head": HEAD}),
+    Net(
+        "branch on values",
+        lambda: Program(_branch_on_values, stem=conv(3, 6), head=conv(6, 2)),
+        {"stem": MIXING_STEM, "head": HEAD},
+    ),
     Net(
         "item",
         lambda: Program(_item, stem=conv(3, 6), head=conv(6, 2)),
@@ -101,12 +105,25 @@ NETS = [
     Net("dataclass output", _two_heads(Detection), _TWO_HEADS),
     Net("named tuple output", _two_heads(lambda a, b: Pair(a, [b])), _TWO_HEADS),
     Net("namespace output", _two_heads(lambda a, b: SimpleNamespace(boxes=a, scores=b)), _TWO_HEADS),
-    Net("slotted output", lambda: Program(lambda m, x: Slotted(m.head(F.relu(m.stem(x)))), stem=conv(3, 6), head=conv(6, 2)), {"stem": STEM, "head": HEAD}),
-    Net("in-place on the input", lambda: Program(_in_place_input, stem=conv(3, 6), head=conv(6, 2)), {"stem": STEM, "head": HEAD}),
+    Net(
+        "slotted output",
+        lambda: Program(lambda m, x: Slotted(m.head(F.relu(m.stem(x)))), stem=conv(3, 6), head=conv(6, 2)),
+        {"stem": STEM, "head": HEAD},
+    ),
+    Net(
+        "in-place on the input", lambda: Program(_in_place_input, stem=conv(3, 6), head=conv(6, 2)), {"stem": STEM, "head": HEAD}
+    ),
     Net(
         "token mixing by linear",
-        lambda: Program(lambda m, x: m.head(F.relu(m.stem(x.flatten(2).transpose(1, 2)))), stem=nn.Linear(3, 6), head=nn.Linear(6, 2)),
+        lambda: Program(
+            lambda m, x: m.head(F.relu(m.stem(x.flatten(2).transpose(1, 2)))), stem=nn.Linear(3, 6), head=nn.Linear(6, 2)
+        ),
         {"stem": G(6, "stem.weight/0", "head.weight/1", scales="stem.bias/0"), "head": HEAD},
+    ),
+    Net(
+        "dropout of channels",
+        lambda: Program(lambda m, x: m.head(m.drop(m.stem(x))), stem=conv(3, 6), drop=nn.Dropout2d(0.5), head=conv(6, 2)),
+        {"stem": STEM, "head": HEAD},
     ),
     Net(
         "embedding",

@@ -69,12 +69,18 @@ NETS = [
     Net(
         "layer norm",
         lambda: Program(_channels_last_norm, stem=conv(3, 8), norm=nn.LayerNorm(8), head=conv(8, 2)),
-        {"stem": G(8, "stem.weight/0 stem.bias/0", "head.weight/1", mixing=True, scales="norm.weight/0 norm.bias/0"), "head": HEAD},
+        {
+            "stem": G(8, "stem.weight/0 stem.bias/0", "head.weight/1", mixing=True, scales="norm.weight/0 norm.bias/0"),
+            "head": HEAD,
+        },
     ),
     Net(
         "group norm",
         lambda: Program(lambda m, x: m.head(m.norm(m.stem(x))), stem=conv(3, 8), norm=nn.GroupNorm(2, 8), head=conv(8, 2)),
-        {"stem": G(4, "stem.weight/0 stem.bias/0", "head.weight/1", mixing=True, scales="norm.weight/0 norm.bias/0"), "head": HEAD},
+        {
+            "stem": G(4, "stem.weight/0 stem.bias/0", "head.weight/1", mixing=True, scales="norm.weight/0 norm.bias/0"),
+            "head": HEAD,
+        },
     ),
     Net(
         "softmax over channels",
@@ -88,7 +94,12 @@ NETS = [
     ),
     Net(  # the first layer's weight is standardised over the image's colours only: nothing mixes there
         "weight standardisation",
-        lambda: Program(lambda m, x: m.head(F.relu(m.body(F.relu(m.stem(x))))), stem=StandardisedConv2d(3, 8, 3), body=StandardisedConv2d(8, 6, 3), head=conv(6, 2)),
+        lambda: Program(
+            lambda m, x: m.head(F.relu(m.body(F.relu(m.stem(x))))),
+            stem=StandardisedConv2d(3, 8, 3),
+            body=StandardisedConv2d(8, 6, 3),
+            head=conv(6, 2),
+        ),
         {
             "stem": G(8, "stem.weight/0 stem.bias/0", "body.weight/1", mixing=True),
             "body": G(6, "body.weight/0 body.bias/0", "head.weight/1"),
@@ -110,20 +121,36 @@ NETS = [
         {
             "0": G(6, "0.weight/0 0.bias/0", "2.parametrizations.weight.original1/1", mixing=True),
             "2": G(
-                4, "2.parametrizations.weight.original1/0 2.bias/0", "4.weight/1", scales="2.parametrizations.weight.original0/0",
+                4,
+                "2.parametrizations.weight.original1/0 2.bias/0",
+                "4.weight/1",
+                scales="2.parametrizations.weight.original0/0",
             ),
             "4": G(2, "4.weight/0 4.bias/0", frozen="output"),
         },
     ),
     Net(  # queries and keys meet in a product over their channels; values don't
         "attention",
-        lambda: Program(_attention, stem=conv(3, 6), query=conv(6, 4, 1), key=conv(6, 4, 1), value=conv(6, 5, 1), head=conv(5, 2)),
+        lambda: Program(
+            _attention, stem=conv(3, 6), query=conv(6, 4, 1), key=conv(6, 4, 1), value=conv(6, 5, 1), head=conv(5, 2)
+        ),
         {
             "stem": G(6, "stem.weight/0 stem.bias/0", "query.weight/1 key.weight/1 value.weight/1"),
             "query": G(4, "query.weight/0 query.bias/0 key.weight/0 key.bias/0", mixing=True),
             "value": G(5, "value.weight/0 value.bias/0", "head.weight/1"),
             "head": HEAD,
         },
+    ),
+    Net(  # a length over the channels, expanded to their number
+        "unit length over channels",
+        lambda: Program(lambda m, x: m.head(F.normalize(m.stem(x), dim=1)), stem=conv(3, 8), head=conv(8, 2)),
+        {"stem": STEM, "head": HEAD},
+    ),
+    Net(  # the shape that the module holds can't be told from labels where it has no parameters
+        "layer norm without parameters",
+        lambda: Program(_channels_last_norm, stem=conv(3, 8), norm=nn.LayerNorm(8, elementwise_affine=False), head=conv(8, 2)),
+        {"stem": STEM, "head": HEAD},
+        outcome="refused",
     ),
     Net(
         "gram matrix",

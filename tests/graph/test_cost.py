@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 import torchvision
-from nets import EXACT, NETS, image, random_plan
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nets import EXACT, NETS, image, random_plan
 from prunus.graph import trace
 from prunus.surgery import remove
 from prunus.types import call_model, first_tensor
@@ -55,7 +55,16 @@ def test_activation_bytes_do_not_depend_on_the_batch() -> None:
     assert trace(model, image(1, 3, 8, 8)).cost().activation_bytes == trace(model, image(4, 3, 8, 8)).cost().activation_bytes
 
 
-PUBLISHED = ["resnet18", "resnet50", "mobilenet_v2", "densenet121", "vgg16_bn", "shufflenet_v2_x1_0", "efficientnet_b0", "squeezenet1_1"]
+PUBLISHED = [
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "densenet121",
+    "vgg16_bn",
+    "shufflenet_v2_x1_0",
+    "efficientnet_b0",
+    "squeezenet1_1",
+]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

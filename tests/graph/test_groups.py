@@ -7,10 +7,10 @@ import textwrap
 
 import pytest
 import torch
-from nets import NETS, G, Net, Program, conv, image, random_plan
 from torch import Tensor, nn
 
 import prunus
+from nets import NETS, G, Net, Program, conv, image, random_plan
 from prunus.graph import OP_RULES, op_rule, trace
 from prunus.graph.op_call import OpCall
 from prunus.graph.op_rules import _found
@@ -32,7 +32,14 @@ def test_an_expectation_can_fail() -> None:
     stem = trace(NETS["flatten"].model(), NETS["flatten"].inputs())["0"]
     right = {"num_channels": 8, "writes": "0.weight/0", "reads": "5.weight/1", "scales": "1.weight/0 1.bias/0"}
     assert G(**right).mismatch(stem) == ""  # type: ignore[arg-type]
-    for change in ({"num_channels": 7}, {"writes": "0.weight/1"}, {"reads": ""}, {"scales": ""}, {"frozen": "x"}, {"mixing": True}):
+    for change in (
+        {"num_channels": 7},
+        {"writes": "0.weight/1"},
+        {"reads": ""},
+        {"scales": ""},
+        {"frozen": "x"},
+        {"mixing": True},
+    ):
         assert G(**(right | change)).mismatch(stem)  # type: ignore[arg-type]
 
 
@@ -141,7 +148,7 @@ def test_mixing_groups_can_be_frozen() -> None:
     assert trace(net.model(), net.inputs())["stem"].frozen_because is None
     group = trace(net.model(), net.inputs(), mixing="freeze")["stem"]
     assert group.frozen_because == "an operation computes statistics over its channels, and mixing='freeze' was asked for"
-    with pytest.raises(prunus.UnknownName, match="unknown value of mixing 'forbid': .*allow"):
+    with pytest.raises(prunus.UnknownName, match=r"unknown value of mixing 'forbid': .*allow"):
         trace(net.model(), net.inputs(), mixing="forbid")  # type: ignore[arg-type]
 
 
@@ -151,5 +158,7 @@ def test_layers_hold_one_entry_a_call() -> None:
     assert [layer.name for layer in graph.layers] == ["stem", "block", "block", "block", "head"]
     stem, block, head = graph.layers[0], graph.layers[1], graph.layers[-1]
     assert stem.kind == "convolution" and stem.kernel_size == (3, 3) and stem.output_size == (2, 6, 8, 8) and stem.groups == 1
-    assert torch.equal(block.reads, stem.writes) and torch.equal(block.writes, stem.writes) and torch.equal(head.reads, stem.writes)
+    assert (
+        torch.equal(block.reads, stem.writes) and torch.equal(block.writes, stem.writes) and torch.equal(head.reads, stem.writes)
+    )
     assert stem.reads.tolist() == [-1, -1, -1] or bool((stem.reads >= 0).all())

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from nets import NETS, Program, conv, image, residual
 from torch import nn
 
 import prunus
+from nets import NETS, Program, conv, image, residual
 from prunus.graph import trace
 
 
@@ -19,7 +19,9 @@ def _state(model: nn.Module) -> str:
     """Hash of every bit that tracing could move: tensors, modes, gradients, attributes on tensors, hooks, the random state."""
     digest = hashlib.sha256()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        digest.update(name.encode() + tensor.detach().numpy().tobytes() + repr((sorted(vars(tensor)), tensor.grad is None)).encode())
+        digest.update(
+            name.encode() + tensor.detach().numpy().tobytes() + repr((sorted(vars(tensor)), tensor.grad is None)).encode()
+        )
     for name, module in model.named_modules():
         hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
         digest.update(repr((name, module.training, hooks)).encode())
@@ -36,7 +38,7 @@ def test_the_network_is_left_as_found(training: bool) -> None:
     assert _state(model) == before
     assert torch.backends.mha.get_fastpath_enabled() is fast
     assert torch.nn.modules.module._global_forward_hooks == {} and torch.nn.modules.module._global_forward_pre_hooks == {}
-    assert torch.is_grad_enabled()
+    assert torch.is_grad_enabled() and model[2].p == 0.5
 
 
 def test_it_is_left_as_found_also_if_tracing_fails() -> None:
@@ -81,7 +83,12 @@ def test_train_inputs_are_used_in_training_mode() -> None:
 
     model = Program(run, stem=conv(3, 6), other=conv(1, 6), head=conv(6, 2)).eval()
     graph = trace(model, image(), train_inputs=(image(), image(2, 1, 8, 8)))
-    assert {m.parameter_axis.parameter for m in graph["stem"].with_role("writes")} == {"stem.weight", "stem.bias", "other.weight", "other.bias"}
+    assert {m.parameter_axis.parameter for m in graph["stem"].with_role("writes")} == {
+        "stem.weight",
+        "stem.bias",
+        "other.weight",
+        "other.bias",
+    }
     assert not graph.notes
 
 
@@ -162,7 +169,9 @@ def test_distributed_data_parallel_is_refused(tmp_path) -> None:
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        assert "wrapped in DistributedDataParallel: prune the network inside" in _refused(nn.parallel.DistributedDataParallel(residual()))
+        assert "wrapped in DistributedDataParallel: prune the network inside" in _refused(
+            nn.parallel.DistributedDataParallel(residual())
+        )
     finally:
         torch.distributed.destroy_process_group()
 
@@ -170,6 +179,16 @@ def test_distributed_data_parallel_is_refused(tmp_path) -> None:
 def test_compiled_and_scripted_models_are_refused() -> None:
     assert _refused(torch.compile(residual())) == (  # type: ignore[arg-type]
         "the model is compiled: prune the original (`model._orig_mod`), then compile the result"
+    )
+
+
+def test_a_weight_that_cannot_be_copied_is_refused() -> None:
+    model = nn.Sequential(conv(3, 6), conv(6, 2))
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(model[1])
+    assert _refused(model) == (
+        "`1.weight` is a tensor with a gradient graph, which can't be copied with the network: detach it; "
+        "for `torch.nn.utils.weight_norm` use `torch.nn.utils.parametrizations.weight_norm`"
     )
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from nets import Program, conv, conv_bn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# A block maps (input width, free even width, free choice) to a module and its output width; images keep their size. Widths start at 4:
-# a part of one channel can't be told from a channel of one part, and only verification would refuse it.
+from nets import Program, conv, conv_bn
+
+# A block maps (input width, free even width, free choice) to a module and its output width; images keep their size. Widths start
+# at 4: a part of one channel can't be told from a channel of one part, and only verification would refuse it.
 Built = tuple[nn.Module, int]
 
 
@@ -74,11 +75,23 @@ def _gated(i: int, o: int, choice: int) -> Built:
 
 
 BLOCKS: tuple[Callable[[int, int, int], Built], ...] = (
-    _plain, _residual, _concatenation, _chunk_cat, _grouped, _depthwise, _squeeze_excite, _shuffle, _transposed, _pool, _gated,
+    _plain,
+    _residual,
+    _concatenation,
+    _chunk_cat,
+    _grouped,
+    _depthwise,
+    _squeeze_excite,
+    _shuffle,
+    _transposed,
+    _pool,
+    _gated,
 )
 
 sentences = st.tuples(
-    st.lists(st.tuples(st.sampled_from(range(len(BLOCKS))), st.sampled_from([4, 6, 8]), st.integers(0, 1)), min_size=1, max_size=5),
+    st.lists(
+        st.tuples(st.sampled_from(range(len(BLOCKS))), st.sampled_from([4, 6, 8]), st.integers(0, 1)), min_size=1, max_size=5
+    ),
     st.booleans(),
     st.integers(0, 10**6),
 )
@@ -94,5 +107,7 @@ def network(sentence: Sentence) -> nn.Module:
     for kind, free, choice in blocks:
         block, width = BLOCKS[kind](width, free, choice)
         parts.append(block)
-    head: list[nn.Module] = [nn.Flatten(), nn.Linear(16 * width, 3)] if flat else [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3)]
+    head: list[nn.Module] = (
+        [nn.Flatten(), nn.Linear(16 * width, 3)] if flat else [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3)]
+    )
     return nn.Sequential(*parts, *head).eval()

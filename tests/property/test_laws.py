@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nets import image, random_plan
-from property.grammar import Sentence, network, sentences
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
+from nets import image, random_plan
+from property.grammar import Sentence, network, sentences
 from prunus.graph import trace
 from prunus.graph.labels import named_tensors
 from prunus.importance import score
@@ -28,7 +28,12 @@ seeds = st.integers(0, 10**6)
 
 def quick_and_slow(law: Any) -> Any:
     """The law with few examples by default, and with many under ``-m slow``."""
-    options: dict[str, Any] = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+    options: dict[str, Any] = {
+        "derandomize": True,
+        "deadline": None,
+        "database": None,
+        "suppress_health_check": list(HealthCheck),
+    }
 
     @pytest.mark.parametrize("run", ["quick", pytest.param("many", marks=pytest.mark.slow)])
     def test(run: str) -> None:
@@ -48,7 +53,10 @@ def test_removing_equals_silencing(sentence: Sentence, seed: int) -> None:
     """Remove == silence, in float64, with nothing frozen but the output."""
     model = randomise(network(sentence), seed)
     graph = trace(model, X)
-    assert {g.frozen_because for g in graph.frozen} <= {"it is the network's output", "all its positions must stay together: it is a single channel"}
+    assert {g.frozen_because for g in graph.frozen} <= {
+        "it is the network's output",
+        "all its positions must stay together: it is a single channel",
+    }
     plan = _plan(graph, seed)
     small, _ = remove(model, graph, plan)
     report = verify(silence(model, graph, plan), small, X)
@@ -63,7 +71,10 @@ def test_a_then_b_is_their_union(sentence: Sentence, seed: int) -> None:
     first = _plan(graph, seed)
     once, a = remove(model, graph, first)
     second = _plan(graph, seed + 1)
-    union = {n: keep & (second.keep[n] if bool((keep & second.keep[n]).any()) else torch.ones_like(keep)) for n, keep in first.keep.items()}
+    union = {
+        n: keep & (second.keep[n] if bool((keep & second.keep[n]).any()) else torch.ones_like(keep))
+        for n, keep in first.keep.items()
+    }
     after = trace(once, X)
     # groups of the smaller network: where the names and members are the same, the second plan's masks, as they index what is left
     by_first_writer = {_writer(g): g for g in after}
@@ -128,7 +139,9 @@ def test_permuting_channels_permutes_scores(sentence: Sentence, seed: int) -> No
     order = torch.randperm(group.num_channels, generator=generator)
     permuted = _permuted(model, graph, group.name, order)
     with torch.no_grad():
-        assert torch.allclose(model(X.double()), permuted(X.double()), rtol=1e-9, atol=1e-9 * float(model(X.double()).abs().max()))
+        assert torch.allclose(
+            model(X.double()), permuted(X.double()), rtol=1e-9, atol=1e-9 * float(model(X.double()).abs().max())
+        )
     for criterion in ("l1", "l2"):
         before = score(model, graph, criterion).by_group
         after = score(permuted, graph, criterion).by_group

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from nets import EXACT, FROZEN, NETS, REFUSED, Program, conv, image, random_plan
 from torch import Tensor, nn
 
 import prunus
+from nets import EXACT, FROZEN, NETS, REFUSED, Program, conv, image, random_plan
 from prunus.graph import trace
 from prunus.graph.labels import named_tensors
 from prunus.surgery import SurgeryRecord, randomise, remove, silence, verify
@@ -81,7 +81,7 @@ def test_swapping_two_slices_of_any_reading_weight_is_noticed(name: str) -> None
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_width_held_by_the_program_is_refused_and_then_frozen(name: str) -> None:
-    """Labels can't see such a width; verification does, and `prune` freezes the group with that reason."""
+    """Labels can't see such a width; verification does, and `prune` freezes the group, here the only one."""
     net = NETS[name]
     model = net.model()
     graph = trace(model, net.inputs())
@@ -90,6 +90,15 @@ def test_a_width_held_by_the_program_is_refused_and_then_frozen(name: str) -> No
     report = verify(silence(model, graph, plan), small, net.inputs())
     assert not report.passed and report.max_error == math.inf
     assert report.detail.startswith("the forward pass after removal fails: ")
+    with (
+        pytest.warns(
+            prunus.PrunusWarning, match=r"^frozen after verification failed on them: stem; the plan is made again without them$"
+        ),
+        pytest.raises(
+            prunus.VerificationFailed, match=r"^removal differs from silencing in every group: the forward pass after removal"
+        ),
+    ):
+        prunus.prune(model, net.inputs(), prunus.Budget(macs=0.8, tolerance=0.5))
 
 
 @pytest.mark.parametrize("name", FROZEN)
@@ -180,7 +189,11 @@ def test_verify_changes_neither_network_nor_inputs() -> None:
 
 def test_a_network_of_float32_constants_is_compared_in_float32() -> None:
     matrix = torch.randn(6, 6)  # neither parameter nor buffer: `double()` doesn't reach it
-    model = Program(lambda m, x: m.head((m.stem(x).flatten(2).transpose(1, 2) @ torch.eye(6)).mean(1) @ matrix * 0 + m.stem(x).mean((2, 3))), stem=conv(3, 6), head=nn.Linear(6, 2))
+    model = Program(
+        lambda m, x: m.head((m.stem(x).flatten(2).transpose(1, 2) @ torch.eye(6)).mean(1) @ matrix * 0 + m.stem(x).mean((2, 3))),
+        stem=conv(3, 6),
+        head=nn.Linear(6, 2),
+    )
     report = verify(model, copy.deepcopy(model), image())
     assert report.passed and report.tolerance == 1e-4
     assert report.detail.startswith("compared in float32: this network can't run in float64.")

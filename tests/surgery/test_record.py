@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from nets import EXACT, NETS, image, random_plan, residual
 
 import prunus
+from nets import EXACT, NETS, image, random_plan, residual
 from prunus.graph import trace
 from prunus.surgery import AttributeEdit, SliceEdit, SurgeryRecord, remove
 from prunus.surgery.remove import apply_record
@@ -46,7 +46,9 @@ def test_records_that_do_not_follow_one_another_are_refused() -> None:
     model = residual()
     graph = trace(model, image())
     _, record = remove(model, graph, random_plan(graph))
-    with pytest.raises(prunus.ArtifactError, match=r"records don't follow one another: axis 0 of `\S+` is left with \d entries, but .* slices"):
+    with pytest.raises(
+        prunus.ArtifactError, match=r"records don't follow one another: axis 0 of `\S+` is left with \d entries, but .* slices"
+    ):
         record.compose(record)
 
 
@@ -111,8 +113,14 @@ def test_text_that_is_no_record_is_refused(text: str, message: str) -> None:
     ("edit", "message"),
     [
         (SliceEdit("nowhere.weight", 0, torch.tensor([0]), 6), "this network has no `nowhere.weight`"),
-        (SliceEdit("stem.0.weight", 5, torch.tensor([0]), 6), r"`stem.0.weight` should have 6 entries on axis 5, here it is \(6, 3, 3, 3\)"),
-        (SliceEdit("stem.0.weight", 0, torch.tensor([0]), 99), r"`stem.0.weight` should have 99 entries on axis 0, here it is \(6, 3, 3, 3\)"),
+        (
+            SliceEdit("stem.0.weight", 5, torch.tensor([0]), 6),
+            r"`stem.0.weight` should have 6 entries on axis 5, here it is \(6, 3, 3, 3\)",
+        ),
+        (
+            SliceEdit("stem.0.weight", 0, torch.tensor([0]), 99),
+            r"`stem.0.weight` should have 99 entries on axis 0, here it is \(6, 3, 3, 3\)",
+        ),
         (AttributeEdit("nowhere", "groups", 2), "it sets `nowhere.groups` to 2, here it is None"),
         (AttributeEdit("stem.0", "forward", 2), "it sets `stem.0.forward` to 2, here it is <bound method"),
         (AttributeEdit("stem.0", "_parameters", 2), "it sets `stem.0._parameters` to 2"),

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torchvision
-from nets import random_plan
 from torch import Tensor, nn
 
+from nets import random_plan
 from prunus.graph import trace
 from prunus.graph.build import ONE_CHANNEL
 from prunus.graph.labels import named_tensors
@@ -20,10 +20,24 @@ from prunus.surgery import SurgeryRecord, randomise, remove, silence, verify
 from prunus.surgery.verify import compare
 from prunus.types import ChannelGraph, GroupMember, PruningPlan
 
-NAMES = (
-    "alexnet vgg16_bn googlenet inception_v3 resnet18 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 squeezenet1_1"
-    " mobilenet_v2 mobilenet_v3_small mnasnet1_0 efficientnet_b0 regnet_y_400mf shufflenet_v2_x1_0"
-).split()
+NAMES = [
+    "alexnet",
+    "vgg16_bn",
+    "googlenet",
+    "inception_v3",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+    "densenet121",
+    "squeezenet1_1",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mnasnet1_0",
+    "efficientnet_b0",
+    "regnet_y_400mf",
+    "shufflenet_v2_x1_0",
+]
 # Inception's auxiliary head needs full-size images in training mode; AlexNet's strides need more than 64 pixels.
 PIXELS = {"alexnet": 96, "inception_v3": 299}
 # Nothing may be frozen but the output, and two stages of ShuffleNetV2, whose repeated chunks and shuffles tie channels into one.
@@ -45,7 +59,11 @@ class Case:
 
 def _case(name: str) -> Case:
     torch.manual_seed(0)
-    model = randomise(torchvision.models.get_model(name, weights=None, **({"init_weights": False} if name in ("googlenet", "inception_v3") else {})))
+    model = randomise(
+        torchvision.models.get_model(
+            name, weights=None, **({"init_weights": False} if name in ("googlenet", "inception_v3") else {})
+        )
+    )
     pixels = PIXELS.get(name, 64)
     inputs = torch.randn(2, 3, pixels, pixels)
     graph = trace(model, inputs)
@@ -83,7 +101,9 @@ def test_the_small_network_trains(case: Case) -> None:
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     outputs = model(case.inputs)
-    losses = [nn.functional.cross_entropy(o, torch.tensor([1, 2])) for o in (outputs if isinstance(outputs, tuple) else [outputs])]
+    losses = [
+        nn.functional.cross_entropy(o, torch.tensor([1, 2])) for o in (outputs if isinstance(outputs, tuple) else [outputs])
+    ]
     torch.stack(losses).sum().backward()
     optimizer.step()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())

@@ -90,9 +90,8 @@ def inspect(
         return
     cost = graph.cost()
     _out.print(graph_table(graph))
-    _out.print(
-        f"{cost.macs:,} MACs, {cost.parameters:,} parameters, {cost.activation_bytes:,} bytes of activations at the peak, per input"
-    )
+    _out.print(f"per input: {cost.macs:,} MACs, {cost.activation_bytes:,} bytes of activations at the peak")
+    _out.print(f"{cost.parameters:,} parameters")
     _out.print(f"{len(graph.prunable)} of {len(graph.groups)} groups are prunable")
     for note in (*(f"no rule for {op}: {n} calls" for op, n in graph.unsupported_ops.items()), *graph.notes):
         _out.print(f"note: {escape(note)}", soft_wrap=True)

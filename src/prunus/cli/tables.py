@@ -79,20 +79,16 @@ def result_table(result: Mapping[str, Any]) -> Table:
 
 def result_notes(result: Mapping[str, Any]) -> list[str]:
     """Sentences under the summary: the budget, the proof, the exports."""
-    notes = [
-        f"budget: {row['target']} <= {row['requested']:,.0f} asked for, {row['achieved']:,.0f} achieved ({'met' if row['met'] else 'NOT met'})"
-        for row in result["budget"]
-    ]
+    notes: list[str] = []
+    for row in result["budget"]:
+        verdict = "met" if row["met"] else "NOT met"
+        notes.append(f"budget: {row['target']} <= {row['requested']:,.0f} asked for, {row['achieved']:,.0f} achieved ({verdict})")
     proof = result["verification"]
-    notes.append(
-        f"removed == silenced: largest relative error {proof['max_error']:.1e} in float64 (tolerance {proof['tolerance']:.0e})"
-    )
+    bound = f"(tolerance {proof['tolerance']:.0e})"
+    notes.append(f"removed == silenced: largest relative error {proof['max_error']:.1e} in float64 {bound}")
     for export in result["exports"]:
-        notes.append(
-            f"{export['file']}: {export['format']} agrees with PyTorch, largest relative error {export['max_error']:.1e}"
-        )
-    frozen = [g for g in result["groups"] if g["frozen_because"]]
-    notes.append(
-        f"{len(result['groups']) - len(frozen)} of {len(result['groups'])} channel groups prunable; the report says why the others aren't"
-    )
+        agrees = f"{export['format']} agrees with PyTorch, largest relative error {export['max_error']:.1e}"
+        notes.append(f"{export['file']}: {agrees}")
+    prunable = sum(not group["frozen_because"] for group in result["groups"])
+    notes.append(f"{prunable} of {len(result['groups'])} channel groups prunable; the report says why the others aren't")
     return notes

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import csr_matrix
 
 from prunus.graph.labels import LabelVector
 from prunus.types import Cost
@@ -48,7 +48,8 @@ class WidthTable:
         np.add.at(constant, rows[groups < 0], 1.0)
         rows, groups = rows[groups >= 0], groups[groups >= 0]
         shape = (self._count, len(self._sizes))
-        positions = coo_matrix((np.ones(len(rows)), (rows, groups)), shape=shape).tocsr()  # duplicates are summed
+        # duplicate entries are summed: positions per channel
+        positions = csr_matrix((np.ones(len(rows)), (rows, groups)), shape=shape)
         positions.data /= self._sizes[positions.indices]
         return constant, positions
 

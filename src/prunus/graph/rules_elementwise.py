@@ -41,8 +41,8 @@ def _meet(op: OpCall, operands: list[Tensor], out: Tensor, axis: int, fixed: dic
     is_fixed = False
     for tensor in operands:
         own = axis - (out.ndim - tensor.ndim)
-        if own < 0 or tensor.shape[own] == 1:
-            continue
+        if own < 0 or tensor.shape[own] == 1 or tensor.stride(own) == 0:
+            continue  # one entry, or one that was expanded to the width of what it meets
         labels = op.labels(tensor, own)
         if labels is None:
             is_fixed = True

@@ -76,6 +76,17 @@ def _check_traceable(model: nn.Module) -> None:
             raise UnsupportedNetwork(f"`{name}` is lazy and has no shape yet: run the model once on real input before tracing")
         if tensor.is_floating_point() and not _is_finite(tensor):
             raise UnsupportedNetwork(f"`{name}` holds NaN or infinite values: no score or check on this network would mean anything")
+    _check_copyable(model)
+
+
+def _check_copyable(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                raise UnsupportedNetwork(
+                    f"`{path}.{attribute}` is a tensor with a gradient graph, which can't be copied with the network: detach it; "
+                    "for `torch.nn.utils.weight_norm` use `torch.nn.utils.parametrizations.weight_norm`"
+                )
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -116,16 +127,21 @@ def _as_found(model: nn.Module) -> Generator[None]:
     """Put back modes, buffers, the random state and the attention fast path, whatever happens."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]  # pyright: ignore[reportPrivateUsage]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
         torch.backends.mha.set_fastpath_enabled(False)
+        for dropout, _ in dropouts:
+            dropout.p = 0.0  # dropping whole channels makes a mask of their number, which would look like a fixed width
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in modes:
             module.training = mode
+        for dropout, p in dropouts:
+            dropout.p = p
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
