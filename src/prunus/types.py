@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
-import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree  # pyright: ignore[reportPrivateUsage]
 
 from prunus.errors import InvalidBudget, UnknownName
 
@@ -382,5 +382,10 @@ class SparsityMethod(Protocol):
 
 def first_tensor(value: Any) -> Tensor | None:
     """The first tensor in a nest of tuples, lists and dicts, or None."""
-    leaves: list[Any] = torch.utils._pytree.tree_leaves(value)  # pyright: ignore
+    leaves: list[Any] = pytree.tree_leaves(value)
     return next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same nest of tuples, lists and dicts with ``change(tensor)`` in place of every tensor."""
+    return pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, value)

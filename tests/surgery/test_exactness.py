@@ -142,9 +142,11 @@ def test_randomise_leaves_no_entry_near_zero_and_depends_on_the_seed() -> None:
     for name, tensor in named_tensors(twin):
         if not tensor.is_floating_point():
             continue
-        fan_in = max(tensor[0].numel(), 1) if tensor.ndim > 1 else 2
-        bounds = 0.5 / math.sqrt(fan_in / 2), 1.5 / math.sqrt(fan_in / 2)
-        assert bounds[0] - 1e-6 <= tensor.abs().min() and tensor.abs().max() <= bounds[1] + 1e-6, name
+        fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
+        scale = 1 / math.sqrt(fan_in) if fan_in > 9 else 1 / fan_in
+        assert 0.5 * scale - 1e-6 <= tensor.abs().min() and tensor.abs().max() <= 1.5 * scale + 1e-6, name
+        if fan_in > 9:
+            assert int((tensor > 0).sum()) == tensor.shape[0] * (fan_in // 2), name
     again, other = randomise(model, 3), randomise(model, 4)
     assert torch.equal(twin.stem[0].weight, again.stem[0].weight)  # type: ignore[union-attr, index, arg-type]
     assert not torch.equal(twin.stem[0].weight, other.stem[0].weight)  # type: ignore[union-attr, index, arg-type]

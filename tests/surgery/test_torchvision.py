@@ -121,14 +121,13 @@ def _readers(case: Case) -> list[tuple[str, GroupMember, Tensor]]:
     ]
 
 
-def _check_permutations(case: Case, most: int) -> None:
-    """Permute the slices of one reading weight at a time and compare with the silenced network: it must be noticed each time.
-
-    All kept slices move on by one place: two alone may belong to channels that a ReLU leaves at zero for these inputs.
-    """
+def _check_swaps(case: Case, most: int) -> None:
+    """Swap two slices of one reading weight at a time and compare with the silenced network: it must be noticed each time."""
     readers = _readers(case)
     assert readers
     random.Random(0).shuffle(readers)
+    generator = torch.Generator().manual_seed(0)
+    closed = 0
     with torch.no_grad():
         reference = [silence(case.model, case.graph, case.plan).double().eval()(case.inputs.double())]
         small = copy.deepcopy(case.small).double().eval()
@@ -140,16 +139,22 @@ def _check_permutations(case: Case, most: int) -> None:
             index = case.record.kept[where.parameter][where.axis]
             places = torch.searchsorted(index, member.positions[kept])
             original = weight.clone()
-            weight.index_copy_(where.axis, places.reshape(-1), original.index_select(where.axis, places.roll(1, 0).reshape(-1)))
+            pair = places[torch.randperm(len(places), generator=generator)[:2]]
+            weight.index_copy_(where.axis, pair.reshape(-1), original.index_select(where.axis, pair.flip(0).reshape(-1)))
             error = compare(reference, [small(case.inputs.double())], 1e-9).max_error
+            if error < 1e-8:  # only if both channels are closed, for these inputs and weights: then zeros change nothing either
+                weight.index_fill_(where.axis, pair.reshape(-1), 0)
+                silent = compare(reference, [small(case.inputs.double())], 1e-9).max_error
+                assert silent < 1e-9, f"a swap in {where.parameter}, axis {where.axis}, group {name} goes unnoticed: {error}"
+                closed += 1
             weight.copy_(original)
-            assert error > 1e-7, f"{where.parameter} axis {where.axis} of group {name}: {error}"
+    assert closed <= 0.05 * min(most, len(readers)) + 1
 
 
-def test_permuted_reading_slices_are_noticed(case: Case) -> None:
-    _check_permutations(case, most=2 if case.inputs.shape[-1] > 200 else 8)
+def test_swapped_reading_slices_are_noticed(case: Case) -> None:
+    _check_swaps(case, most=2 if case.inputs.shape[-1] > 200 else 8)
 
 
 @pytest.mark.slow
-def test_every_permuted_reading_slice_is_noticed(case: Case) -> None:
-    _check_permutations(case, most=10**6)
+def test_every_swapped_reading_slice_is_noticed(case: Case) -> None:
+    _check_swaps(case, most=10**6)

@@ -40,7 +40,13 @@ class _Resolved:
 
 
 def build_graph(
-    model: nn.Module, space: LabelSpace, tracers: list[Tracer], kept: Callable[[str], str | None], mixing: str, batch: int, notes: list[str]
+    model: nn.Module,
+    space: LabelSpace,
+    tracers: list[Tracer],
+    kept: Callable[[str], str | None],
+    mixing: str,
+    batch: int,
+    notes: list[str],
 ) -> ChannelGraph:
     """Groups, layers and closed-form cost. ``kept(parameter)`` gives the reason why a parameter must keep its shape."""
     classes = resolve(space.size, [pair for t in tracers for pair in t.pairs])
@@ -71,7 +77,8 @@ def _roles(space: LabelSpace, tracers: list[Tracer]) -> list[set[Role]]:
     """Roles of every parameter axis; an axis that only meets channels in element-wise operations scales them."""
     found: list[set[Role]] = [set() for _ in space.ranges]
     bases = space.bases()
-    for labels, role in {(id(v), role): (v, role) for t in tracers for v, role in t.roles}.values():
+    marked: dict[tuple[int, Role], LabelVector] = {(id(v), role): v for t in tracers for v, role in t.roles}
+    for (_, role), labels in marked.items():
         own = space.range_of_vector.get(id(labels))
         if own is not None:  # the axis of a parameter as it is; the search is for vectors that operations made
             found[own].add(role)
@@ -133,7 +140,9 @@ def _reasons(space: LabelSpace, tracers: list[Tracer], resolved: _Resolved, kept
     return reasons
 
 
-def _group_names(space: LabelSpace, axis_of: Ints, roles: list[set[Role]], resolved: _Resolved, tracers: list[Tracer]) -> list[str]:
+def _group_names(
+    space: LabelSpace, axis_of: Ints, roles: list[set[Role]], resolved: _Resolved, tracers: list[Tracer]
+) -> list[str]:
     """Named after the module whose parameter writes the group first; a number is added where one module writes several groups."""
     names: dict[int, str] = {}
     used: dict[str, int] = {}
@@ -165,7 +174,11 @@ def _members(space: LabelSpace, axis_of: Ints, roles: list[set[Role]], resolved:
 
 def _layers(tracer: Tracer, resolved: _Resolved) -> tuple[Layer, ...]:
     def ids(labels: LabelVector | int) -> torch.Tensor:
-        return torch.full((labels,), -1) if isinstance(labels, int) else torch.from_numpy(np.where(labels >= 0, resolved.classes[labels], -1))
+        return (
+            torch.full((labels,), -1)
+            if isinstance(labels, int)
+            else torch.from_numpy(np.where(labels >= 0, resolved.classes[labels], -1))
+        )
 
     return tuple(Layer(c.name, c.kind, ids(c.reads), ids(c.writes), c.kernel, c.groups, c.output_size) for c in tracer.layers)
 

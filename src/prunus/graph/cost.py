@@ -1,4 +1,5 @@
-"""The closed-form cost: every layer, parameter and activation is a product of widths, every width is linear in the channels kept."""
+"""The closed-form cost: every layer, parameter and activation is a product of widths, every width is linear in the channels
+kept."""
 
 from __future__ import annotations
 

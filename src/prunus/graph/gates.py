@@ -42,7 +42,9 @@ class Gates(TorchFunctionMode):
             start = 1 + self._offsets[order[group.name]]
             for member in group.with_role("reads"):
                 weight = tensors[member.parameter_axis.parameter]
-                index = self._index.setdefault(id(weight), torch.zeros(weight.shape[member.parameter_axis.axis], dtype=torch.int64))
+                index = self._index.setdefault(
+                    id(weight), torch.zeros(weight.shape[member.parameter_axis.axis], dtype=torch.int64)
+                )
                 channels = torch.arange(start, start + group.num_channels).unsqueeze(1)
                 index[member.positions] = channels.expand_as(member.positions)
         self._joined: Tensor | None = None
@@ -53,7 +55,9 @@ class Gates(TorchFunctionMode):
         self._joined = torch.cat([one, *gates], dim=-1)  # entry 0 is the gate of everything that isn't gated
         return super().__enter__()
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func in READING_FUNCTIONS:
             weight = args[1] if len(args) > 1 else kwargs.get("weight")

@@ -50,7 +50,13 @@ class OpCall:
     def outs(self) -> list[Tensor]:
         """Every tensor among the results."""
         out = self.out
-        return [out] if isinstance(out, Tensor) else [o for o in out if isinstance(o, Tensor)] if isinstance(out, (tuple, list)) else []
+        return (
+            [out]
+            if isinstance(out, Tensor)
+            else [o for o in out if isinstance(o, Tensor)]
+            if isinstance(out, (tuple, list))
+            else []
+        )
 
     # -- reading and setting labels
 
@@ -99,7 +105,8 @@ class OpCall:
         return a
 
     def tie(self, labels: LabelVector, rows: int, across: int = 0) -> LabelVector:
-        """View the labels as (rows, n / rows) and let the entries along axis ``across`` live and die together; returns one of each."""
+        """View the labels as (rows, n / rows) and let the entries along axis ``across`` live and die together; returns one of
+        each."""
         table = labels.reshape(rows, -1)
         first = table[:1] if across == 0 else table[:, :1]
         self.unify(np.ascontiguousarray(np.broadcast_to(first, table.shape)).reshape(-1), labels)
@@ -145,7 +152,8 @@ class OpCall:
         """The operation computes a statistic over these channels.
 
         ``slices``: (argument index, axis) pairs that hold them; ``out_axis``: their axis in the results, if they stay;
-        ``replace(n)``: arguments to change when only n are left. `silence` uses this to evaluate the operation on kept channels only.
+        ``replace(n)``: arguments to change when only n are left. `silence` uses this to evaluate the operation on kept channels
+        only.
         """
         self.tracer.mixed(self, slices, labels, out_axis, replace)
 

@@ -34,7 +34,8 @@ OP_RULES: dict[str, Rule] = {
     # statistics over axes
     **_rows(
         rules_statistics.reduction,
-        "mean sum prod amax amin max min var std var_mean std_mean logsumexp linalg_vector_norm norm any all argmax argmin median",
+        "mean sum prod amax amin max min var std var_mean std_mean logsumexp linalg_vector_norm norm any all"
+        " argmax argmin median",
     ),
     **_rows(rules_statistics.along_axis, "_softmax _log_softmax cumsum cumprod logcumsumexp"),
     # spatial operations: trailing axes are pixels, the others pass
@@ -44,7 +45,8 @@ OP_RULES: dict[str, Rule] = {
     ),
     **_rows(
         rules_movement.spatial(2),
-        "max_pool2d_with_indices max_pool2d avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d mkldnn_max_pool2d"
+        "max_pool2d_with_indices max_pool2d avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d"
+        " mkldnn_max_pool2d"
         " fractional_max_pool2d upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d _upsample_bilinear2d_aa"
         " upsample_bicubic2d _upsample_bicubic2d_aa reflection_pad2d replication_pad2d grid_sampler_2d max_unpool2d",
     ),
@@ -57,7 +59,9 @@ OP_RULES: dict[str, Rule] = {
     **_rows(rules_movement.concatenate, "cat"),
     **_rows(rules_movement.stack, "stack"),
     **_rows(rules_movement.part, "slice split split_with_sizes narrow chunk"),
-    **_rows(rules_movement.absolute_index, "select unbind index index_select gather roll unfold as_strided index_put take_along_dim"),
+    **_rows(
+        rules_movement.absolute_index, "select unbind index index_select gather roll unfold as_strided index_put take_along_dim"
+    ),
     **_rows(rules_movement.pad, "constant_pad_nd"),
     **_rows(rules_movement.gated_half, "glu"),
     **_rows(rules_movement.pixel_shuffle, "pixel_shuffle"),
@@ -67,12 +71,15 @@ OP_RULES: dict[str, Rule] = {
     # element by element, though not tagged so
     **_rows(
         rules_elementwise.pointwise,
-        "native_dropout dropout alpha_dropout _to_copy clone contiguous copy_ empty_like zeros_like ones_like rand_like randn_like"
+        "native_dropout dropout alpha_dropout _to_copy clone contiguous copy_ empty_like zeros_like ones_like rand_like"
+        " randn_like"
         " full_like bernoulli_ bernoulli uniform_ normal_ fill_ zero_ lift_fresh _prelu_kernel rrelu_with_noise masked_fill where"
         " hardswish hardsigmoid hardtanh silu gelu mish elu celu selu leaky_relu softplus softshrink hardshrink threshold relu6",
     ),
     # results that don't depend on channels
-    **_rows(rules_elementwise.no_labels, "detach_ requires_grad_ resize_ set_ new_empty new_zeros new_ones new_full new_empty_strided"),
+    **_rows(
+        rules_elementwise.no_labels, "detach_ requires_grad_ resize_ set_ new_empty new_zeros new_ones new_full new_empty_strided"
+    ),
 }
 
 

@@ -113,13 +113,16 @@ def matrix_product(op: OpCall) -> None:
     """mm, bmm, mv and their forms with an added term."""
     name = op.func._schema.name.removeprefix("aten::")
     bias, (a, b) = (op.args[0], op.args[1:3]) if name in ("addmm", "baddbmm", "addmv") else (None, op.args[:2])
-    _product(op, a, b, bias, (a.ndim - 1, max(b.ndim - 2, 0)), (a.ndim - 2 if a.ndim > 1 else None, b.ndim - 1 if b.ndim > 1 else None))
+    _product(
+        op, a, b, bias, (a.ndim - 1, max(b.ndim - 2, 0)), (a.ndim - 2 if a.ndim > 1 else None, b.ndim - 1 if b.ndim > 1 else None)
+    )
 
 
 def _product(
     op: OpCall, a: Tensor, b: Tensor, bias: Tensor | None, contracted: tuple[int, int], free: tuple[int | None, int | None]
 ) -> None:
-    """Contract axis ``contracted[0]`` of a with ``contracted[1]`` of b; ``free``: the axes that stay (None: all leading ones of a)."""
+    """Contract axis ``contracted[0]`` of a with ``contracted[1]`` of b; ``free``: the axes that stay (None: all leading ones of
+    a)."""
     field_a, field_b = op.field(a), op.field(b)
     k_a, k_b = field_a.axes.get(contracted[0]), field_b.axes.get(contracted[1])
     weight_b = field_b.parametric and bool(field_b.axes)
@@ -148,7 +151,12 @@ def _product(
 
 
 def _contract(
-    op: OpCall, a: Tensor, b: Tensor, pair: tuple[LabelVector | None, LabelVector | None], contracted: tuple[int, int], weight_b: bool
+    op: OpCall,
+    a: Tensor,
+    b: Tensor,
+    pair: tuple[LabelVector | None, LabelVector | None],
+    contracted: tuple[int, int],
+    weight_b: bool,
 ) -> None:
     k_a, k_b = pair
     if k_a is None and k_b is None:
@@ -156,7 +164,9 @@ def _contract(
     if op.field(a).parametric or weight_b:
         weight, activation = (k_b, k_a) if weight_b else (k_a, k_b)
         op.mark(weight, "reads")
-        op.tracer.reading(op, next(i for i, arg in enumerate(op.args) if arg is (b if weight_b else a)), contracted[int(weight_b)])
+        op.tracer.reading(
+            op, next(i for i, arg in enumerate(op.args) if arg is (b if weight_b else a)), contracted[int(weight_b)]
+        )
         if activation is not None:
             op.unify(activation, weight, _FIXED_INPUT)
     elif (labels := op.unify(k_a, k_b, _FIXED_INPUT)) is not None:

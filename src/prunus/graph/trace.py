@@ -16,7 +16,7 @@ from prunus.graph.build import build_graph
 from prunus.graph.dry_run import ValuesNeeded
 from prunus.graph.labels import LabelSpace
 from prunus.graph.tracer import Tracer
-from prunus.types import ChannelGraph, ExampleInputs, ForwardFn, call_model, first_tensor
+from prunus.types import ChannelGraph, ExampleInputs, ForwardFn, call_model, first_tensor, map_tensors
 
 Keep: TypeAlias = "str | type | Callable[[str, nn.Module], bool] | Sequence[str | type]"
 
@@ -66,16 +66,22 @@ def trace(
 def _check_traceable(model: nn.Module) -> None:
     wrapper = type(model).__name__
     if wrapper in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
-        raise UnsupportedNetwork(f"the model is wrapped in {wrapper}: prune the network inside (`model.module`), then wrap the result again")
+        raise UnsupportedNetwork(
+            f"the model is wrapped in {wrapper}: prune the network inside (`model.module`), then wrap the result again"
+        )
     if hasattr(model, "_orig_mod") or wrapper == "OptimizedModule":
         raise UnsupportedNetwork("the model is compiled: prune the original (`model._orig_mod`), then compile the result")
     if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedNetwork("the model is a TorchScript module, whose code can't be traced: prune the Python module it was made from")
+        raise UnsupportedNetwork(
+            "the model is a TorchScript module, whose code can't be traced: prune the Python module it was made from"
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise UnsupportedNetwork(f"`{name}` is lazy and has no shape yet: run the model once on real input before tracing")
         if tensor.is_floating_point() and not _is_finite(tensor):
-            raise UnsupportedNetwork(f"`{name}` holds NaN or infinite values: no score or check on this network would mean anything")
+            raise UnsupportedNetwork(
+                f"`{name}` holds NaN or infinite values: no score or check on this network would mean anything"
+            )
     _check_copyable(model)
 
 
@@ -112,7 +118,9 @@ def _selector(model: nn.Module, keep: Keep) -> Callable[[str], str | None]:
             if isinstance(selector, str):
                 raise UnknownName.among("selector in keep", shown, {*modules, *parameters})
             raise UnknownName(f"selector {shown} in keep matches no module of the network")
-        reasons |= dict.fromkeys(hits, f"`{selector if isinstance(selector, str) else getattr(selector, '__name__', selector)}` is listed in keep")
+        reasons |= dict.fromkeys(
+            hits, f"`{selector if isinstance(selector, str) else getattr(selector, '__name__', selector)}` is listed in keep"
+        )
 
     def reason(parameter: str) -> str | None:
         parts = parameter.split(".")
@@ -192,13 +200,13 @@ def _run_in_train_mode(model: nn.Module, inputs: Any, space: LabelSpace, forward
     except UnsupportedNetwork as error:
         if not isinstance(error.__cause__, ValueError):
             raise
-        twice = torch.utils._pytree.tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf, inputs)  # pyright: ignore
+        twice = map_tensors(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor, inputs)
         return _run(model, twice, space, forward_fn)
 
 
 def cloned(inputs: Any) -> Any:
     """The same nest of inputs, its tensors copied."""
-    return torch.utils._pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)  # pyright: ignore
+    return map_tensors(torch.clone, inputs)
 
 
 def tensors_in(value: Any, depth: int = 0) -> list[Tensor]:

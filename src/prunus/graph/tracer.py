@@ -110,9 +110,12 @@ class Tracer(TorchDispatchMode):
         self.mixing.append(labels)
 
     def reading(self, op: OpCall, index: int, axis: int) -> None:
-        """Argument ``index`` is a weight that reads channels along ``axis`` (`silence`'s subclass zeroes computed weights here)."""
+        """Argument ``index`` is a weight that reads channels along ``axis`` (`silence`'s subclass zeroes computed weights
+        here)."""
 
-    def add_layer(self, op: OpCall, kind: str, widths: Sequence[Any], kernel: tuple[int, ...], groups: int, factor: float) -> None:
+    def add_layer(
+        self, op: OpCall, kind: str, widths: Sequence[Any], kernel: tuple[int, ...], groups: int, factor: float
+    ) -> None:
         """A call that costs ``factor`` x width(reads) x width(writes) (x the width of any other labelled axis) multiply-adds."""
         self.layers.append(LayerCall(self.module_path, kind, widths, kernel, groups, op.outs[0], factor))
 

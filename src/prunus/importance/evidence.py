@@ -17,7 +17,7 @@ from prunus.graph.gates import Gates
 from prunus.graph.group_view import channel_sum, sum_along
 from prunus.graph.labels import named_tensors
 from prunus.importance.readers import DirectReaders, Gradients, reading_members
-from prunus.types import ChannelGraph, ChannelGroup, ForwardFn, GroupMember, LossFn, call_model, first_tensor
+from prunus.types import ChannelGraph, ChannelGroup, ForwardFn, GroupMember, LossFn, call_model, first_tensor, map_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,8 +207,4 @@ def _to_device(batch: Any, model: nn.Module) -> Any:
     parameter = next(model.parameters(), None)
     if parameter is None:
         return batch
-
-    def move(leaf: Any) -> Any:
-        return leaf.to(parameter.device) if isinstance(leaf, Tensor) else leaf
-
-    return torch.utils._pytree.tree_map(move, batch)  # pyright: ignore
+    return map_tensors(lambda tensor: tensor.to(parameter.device), batch)

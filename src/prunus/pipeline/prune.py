@@ -29,6 +29,7 @@ from prunus.types import (
     PruningPlan,
     Scores,
     VerificationReport,
+    map_tensors,
 )
 
 
@@ -145,12 +146,12 @@ def _noisy(inputs: Any) -> Any:
     """The same inputs with noise: constant images would let spatial errors cancel."""
     generator = torch.Generator().manual_seed(0)
 
-    def add(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf + 0.1 * torch.randn(leaf.shape, generator=generator).to(leaf)
-        return leaf
+    def add(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor + 0.1 * torch.randn(tensor.shape, generator=generator).to(tensor)
 
-    return torch.utils._pytree.tree_map(add, inputs)  # pyright: ignore
+    return map_tensors(add, inputs)
 
 
 def _pruned(plan: PruningPlan) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from prunus.errors import EvidenceError
-from prunus.types import ForwardFn, call_model, first_tensor
+from prunus.types import ForwardFn, call_model, first_tensor, map_tensors
 
 
 @torch.no_grad()
@@ -64,11 +64,7 @@ def _inputs(batch: Any, forward_fn: ForwardFn | None) -> Any:
 
 def _on(device: torch.device, value: Any) -> Any:
     """Every tensor of a nest of tuples, lists and dicts, on ``device``."""
-
-    def move(leaf: Any) -> Any:
-        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
-
-    return torch.utils._pytree.tree_map(move, value)  # pyright: ignore
+    return map_tensors(lambda tensor: tensor.to(device), value)
 
 
 def _count(batch: Any) -> int:

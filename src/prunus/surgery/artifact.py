@@ -47,7 +47,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for name, tensor in own.items():
             if tensor.shape != tensors[name].shape:
-                raise ArtifactError(f"{path} is damaged: `{name}` is {tuple(tensors[name].shape)}, its record says {tuple(tensor.shape)}")
+                raise ArtifactError(
+                    f"{path} is damaged: `{name}` is {tuple(tensors[name].shape)}, its record says {tuple(tensor.shape)}"
+                )
             if tensor.dtype != tensors[name].dtype:
                 raise ArtifactError(
                     f"{path} holds `{name}` as {tensors[name].dtype}, this network as {tensor.dtype}: "
@@ -73,7 +75,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], SurgeryRecord]:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
             if text is None:
-                raise ArtifactError(f"{path} is a safetensors file but not one that prunus.save wrote: it holds no surgery record")
+                raise ArtifactError(
+                    f"{path} is a safetensors file but not one that prunus.save wrote: it holds no surgery record"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}, SurgeryRecord.from_json(text)  # noqa: SIM118
     except FileNotFoundError:
         raise ArtifactError(f"there is no file {path}") from None

@@ -41,7 +41,8 @@ Edit: TypeAlias = "SliceEdit | AttributeEdit"
 
 @dataclass(frozen=True, eq=False)
 class SurgeryRecord:
-    """The edits that turn a network with this ``fingerprint`` (see `prunus.graph.build.fingerprint`) into the small one, in order."""
+    """The edits that turn a network with this ``fingerprint`` (see `prunus.graph.build.fingerprint`) into the small one, in
+    order."""
 
     fingerprint: str
     edits: tuple[Edit, ...]
@@ -80,7 +81,8 @@ class SurgeryRecord:
             before = slices.get((edit.parameter, edit.axis))
             if before is not None and len(before.kept) != edit.size:
                 raise ArtifactError(
-                    f"records don't follow one another: axis {edit.axis} of `{edit.parameter}` is left with {len(before.kept)} entries, "
+                    f"records don't follow one another: axis {edit.axis} of `{edit.parameter}` is left with "
+                    f"{len(before.kept)} entries, "
                     f"but the later record slices {edit.size}"
                 )
             kept, size = (edit.kept, edit.size) if before is None else (before.kept[edit.kept], before.size)

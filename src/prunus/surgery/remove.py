@@ -110,7 +110,9 @@ def _misfit(model: nn.Module, record: SurgeryRecord) -> str | None:
     return None
 
 
-def _rebuild(model: nn.Module, record: SurgeryRecord, optimizer: torch.optim.Optimizer | None, ema: nn.Module | None) -> nn.Module:
+def _rebuild(
+    model: nn.Module, record: SurgeryRecord, optimizer: torch.optim.Optimizer | None, ema: nn.Module | None
+) -> nn.Module:
     kept = record.kept
     averaged = None if ema is None else _averaged(ema, model)  # refused before anything has moved
     memo: dict[int, Any] = {}
@@ -131,7 +133,11 @@ def _rebuild(model: nn.Module, record: SurgeryRecord, optimizer: torch.optim.Opt
 
 
 def _slice(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
-    layout = torch.channels_last if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    layout = (
+        torch.channels_last
+        if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+        else torch.contiguous_format
+    )
     result = tensor.detach()
     for axis, index in axes.items():
         result = result.index_select(axis, index.to(tensor.device))
@@ -230,14 +236,19 @@ def _move_optimizer(
     names = {id(tensor): name for name, tensor in named_tensors(model)}
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if any(id(p) not in moved for p in held):
-        raise UnsupportedNetwork("the optimizer holds parameters that aren't the model's: give the optimizer that trains this model")
+        raise UnsupportedNetwork(
+            "the optimizer holds parameters that aren't the model's: give the optimizer that trains this model"
+        )
     states: dict[int, dict[str, Any]] = {}
     for parameter in held:
         axes = kept.get(names[id(parameter)], {})
         state: dict[str, Any] = optimizer.state.get(parameter, {})
         for key, value in state.items():
             if axes and isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                raise UnsupportedNetwork(f"optimizer state {key!r} of `{names[id(parameter)]}` isn't shaped like it and can't be sliced: make a new optimizer")
+                raise UnsupportedNetwork(
+                    f"optimizer state {key!r} of `{names[id(parameter)]}` isn't shaped like it and can't be sliced: "
+                    "make a new optimizer"
+                )
         states[id(parameter)] = {
             k: _slice(v, axes) if isinstance(v, Tensor) and v.shape == parameter.shape else v for k, v in state.items()
         }

@@ -24,7 +24,8 @@ Positions = dict[tuple[str, int], Tensor]
 def silence(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
     """A copy of ``model``, same shapes, in which every weight slice that reads a removed channel is zero.
 
-    Only readers are zeroed: the channels are still computed, so that an error in what removal does to their writers can't hide. Where
+    Only readers are zeroed: the channels are still computed, so that an error in what removal does to their writers can't hide.
+    Where
     the plan touches a group marked ``mixing``, the copy evaluates each mixing operation on the kept channels only.
     """
     memo: dict[int, Any] = {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunus.graph.labels import named_tensors
 from prunus.graph.trace import tensors_in
-from prunus.types import ExampleInputs, ForwardFn, VerificationReport, call_model
+from prunus.types import ExampleInputs, ForwardFn, VerificationReport, call_model, map_tensors
 
 TOLERANCE = 1e-9
 
@@ -45,7 +45,9 @@ def verify(
     except Exception as error:
         return _failed(small, error, 1e-4)
     report = compare(reference, own, 1e-4)
-    return VerificationReport(report.max_error, 1e-4, report.passed, f"compared in float32: this network can't run in float64. {report.detail}".strip())
+    return VerificationReport(
+        report.max_error, 1e-4, report.passed, f"compared in float32: this network can't run in float64. {report.detail}".strip()
+    )
 
 
 class _ReferenceFailed(Exception):
@@ -60,17 +62,19 @@ def _reference(silent: nn.Module, inputs: Any, forward_fn: ForwardFn | None) -> 
 
 
 def _failed(small: nn.Module, error: Exception, tolerance: float) -> VerificationReport:
-    return VerificationReport(math.inf, tolerance, False, f"the forward pass after removal fails: {type(error).__name__}: {error}")
+    return VerificationReport(
+        math.inf, tolerance, False, f"the forward pass after removal fails: {type(error).__name__}: {error}"
+    )
 
 
 def _outputs(model: nn.Module, inputs: Any, dtype: torch.dtype, forward_fn: ForwardFn | None) -> list[Tensor]:
-    def cast(leaf: Any) -> Any:  # copies: a network that works in place must not change what the next one gets
-        return leaf.to(dtype if leaf.is_floating_point() else leaf.dtype, copy=True) if isinstance(leaf, Tensor) else leaf
+    def cast(tensor: Tensor) -> Tensor:  # copies: a network that works in place must not change what the next one gets
+        return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
     twin = copy.deepcopy(model).to(dtype).eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return tensors_in(call_model(twin, torch.utils._pytree.tree_map(cast, inputs), forward_fn))  # pyright: ignore
+        return tensors_in(call_model(twin, map_tensors(cast, inputs), forward_fn))
 
 
 def compare(reference: list[Tensor], own: list[Tensor], tolerance: float) -> VerificationReport:
@@ -79,7 +83,12 @@ def compare(reference: list[Tensor], own: list[Tensor], tolerance: float) -> Ver
         shapes = [tuple(t.shape) for t in reference], [tuple(t.shape) for t in own]
         return VerificationReport(math.inf, tolerance, False, f"outputs have other shapes: {shapes[0]} against {shapes[1]}")
     if not reference:
-        return VerificationReport(math.inf, tolerance, False, "the network returns no tensor, so there is nothing to compare: give a forward_fn that does")
+        return VerificationReport(
+            math.inf,
+            tolerance,
+            False,
+            "the network returns no tensor, so there is nothing to compare: give a forward_fn that does",
+        )
     worst, detail = 0.0, ""
     for i, (a, b) in enumerate(zip(reference, own, strict=True)):
         if not a.numel():
@@ -89,7 +98,9 @@ def compare(reference: list[Tensor], own: list[Tensor], tolerance: float) -> Ver
         else:
             difference, scale = float((a - b).abs().max()), float(a.abs().max())
             if not math.isfinite(scale):
-                return VerificationReport(math.nan, tolerance, False, f"output {i} is not finite: nothing can be concluded from it")
+                return VerificationReport(
+                    math.nan, tolerance, False, f"output {i} is not finite: nothing can be concluded from it"
+                )
             error = 0.0 if difference == 0 else difference / scale if scale > 0 and math.isfinite(difference) else math.inf
         if error > worst:
             worst, detail = error, f"largest in output {i} of {len(reference)}"
@@ -109,19 +120,27 @@ def _default_dtype(dtype: torch.dtype) -> Generator[None]:
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """A copy with all float parameters and buffers away from zero, for checks that must not be blind.
 
-    A branch that starts at zero (a last norm initialised so) hides what surgery did behind it: a check on such weights proves nothing.
-    Weights get random signs and magnitudes in [0.5, 1.5] / sqrt(fan in / 2), vectors and buffers magnitudes in [0.5, 1.5].
+    A branch that starts at zero (a last norm initialised so) hides what surgery did behind it: a check on such weights proves
+    nothing.
+    So do channels that a ReLU has closed for good. Filters therefore have as many negative weights as positive ones (the
+    common offset of their inputs can't close a channel), those of nine weights or fewer are averages, vectors and buffers lie in
+    [0.5, 1.5], and running means in [-1.5, -0.5], which pushes channels open.
     """
     twin = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     parameters = {id(p) for p in twin.parameters()}
     with torch.no_grad():
-        for _, tensor in named_tensors(twin):
+        for name, tensor in named_tensors(twin):
             if not tensor.is_floating_point():
                 continue
             values = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
-            if id(tensor) in parameters and tensor.ndim > 1:
-                signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-                values = values * signs / math.sqrt(max(tensor[0].numel(), 1) / 2)
+            fan_in = tensor[0].numel() if tensor.ndim > 1 else 0
+            if id(tensor) in parameters and fan_in > 9:
+                ranks = torch.rand(tensor.shape, generator=generator).flatten(1).argsort(1).view(tensor.shape)
+                values *= (ranks % 2 * 2 - 1) / math.sqrt(fan_in)
+            elif id(tensor) in parameters and fan_in:
+                values /= fan_in
+            elif name.endswith("running_mean"):
+                values = -values
             tensor.copy_(values)
     return twin
