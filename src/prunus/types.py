@@ -388,4 +388,8 @@ def first_tensor(value: Any) -> Tensor | None:
 
 def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     """The same nest of tuples, lists and dicts with ``change(tensor)`` in place of every tensor."""
-    return pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+    def at_leaf(leaf: Any) -> Any:
+        return change(leaf) if isinstance(leaf, Tensor) else leaf
+
+    return pytree.tree_map(at_leaf, value)
