@@ -68,15 +68,13 @@ class ChannelGroup:
 
     @property
     def width_factor(self) -> int:
-        """Positions that one channel takes in the layer that writes the group (32 in a convolution of 32 groups, else mostly
-        1)."""
+        """Positions that a channel takes in the layer that writes the group: 32 in a convolution of 32 groups, mostly 1."""
         return self.with_role("writes")[0].positions.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One call of a convolution or matrix product; ``reads`` and ``writes`` are channel ids along its weight's input and output
-    axis."""
+    """One call of a convolution or matrix product; ``reads`` and ``writes``: channel ids along its weight's two axes."""
 
     name: str
     kind: str

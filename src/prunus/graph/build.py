@@ -196,7 +196,5 @@ def _cost(
             fixed /= len(labels)
         parameters.append((fixed, [widths.row(labels) for labels in axes.values()]))
     live = tracer.activations
-    storages = [(fixed / batch, [widths.row(v) for v in vectors]) for fixed, vectors in live.storages] if live else []
-    return ClosedFormCost(
-        {g.name: g.num_channels for g in groups}, widths, layers, parameters, storages, live.live_at if live else []
-    )
+    storages = [(fixed / batch, [widths.row(v) for v in vectors]) for fixed, vectors in live.storages]
+    return ClosedFormCost({g.name: g.num_channels for g in groups}, widths, layers, parameters, storages, live.live_at)

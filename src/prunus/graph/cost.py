@@ -1,5 +1,4 @@
-"""The closed-form cost: every layer, parameter and activation is a product of widths, every width is linear in the channels
-kept."""
+"""The closed-form cost: layers, parameters and activations are products of widths, widths are linear in the channels kept."""
 
 from __future__ import annotations
 

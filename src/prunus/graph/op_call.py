@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class OpCall:
                 return self.args[i] if i < len(self.args) else self.kwargs.get(name, argument.default_value)
         raise KeyError(f"{self.name} has no argument {name!r}")
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, also those in lists."""
         found: list[Tensor] = []
@@ -49,14 +50,8 @@ class OpCall:
     @property
     def outs(self) -> list[Tensor]:
         """Every tensor among the results."""
-        out = self.out
-        return (
-            [out]
-            if isinstance(out, Tensor)
-            else [o for o in out if isinstance(o, Tensor)]
-            if isinstance(out, (tuple, list))
-            else []
-        )
+        several = self.out if isinstance(self.out, (tuple, list)) else (self.out,)
+        return [out for out in several if isinstance(out, Tensor)]
 
     # -- reading and setting labels
 
@@ -105,8 +100,7 @@ class OpCall:
         return a
 
     def tie(self, labels: LabelVector, rows: int, across: int = 0) -> LabelVector:
-        """View the labels as (rows, n / rows) and let the entries along axis ``across`` live and die together; returns one of
-        each."""
+        """View the labels as (rows, n / rows) and tie the entries along axis ``across`` together; returns one of each."""
         table = labels.reshape(rows, -1)
         first = table[:1] if across == 0 else table[:, :1]
         self.unify(np.ascontiguousarray(np.broadcast_to(first, table.shape)).reshape(-1), labels)
@@ -152,8 +146,7 @@ class OpCall:
         """The operation computes a statistic over these channels.
 
         ``slices``: (argument index, axis) pairs that hold them; ``out_axis``: their axis in the results, if they stay;
-        ``replace(n)``: arguments to change when only n are left. `silence` uses this to evaluate the operation on kept channels
-        only.
+        ``replace(n)``: arguments to change when only n are left. `silence` evaluates the operation on the kept channels so.
         """
         self.tracer.mixed(self, slices, labels, out_axis, replace)
 

@@ -121,8 +121,7 @@ def matrix_product(op: OpCall) -> None:
 def _product(
     op: OpCall, a: Tensor, b: Tensor, bias: Tensor | None, contracted: tuple[int, int], free: tuple[int | None, int | None]
 ) -> None:
-    """Contract axis ``contracted[0]`` of a with ``contracted[1]`` of b; ``free``: the axes that stay (None: all leading ones of
-    a)."""
+    """Contract axis ``contracted[0]`` of a with ``contracted[1]`` of b; ``free``: their axes that stay (None: all others)."""
     field_a, field_b = op.field(a), op.field(b)
     k_a, k_b = field_a.axes.get(contracted[0]), field_b.axes.get(contracted[1])
     weight_b = field_b.parametric and bool(field_b.axes)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UnknownName, UnsupportedNetwork
-from prunus.graph.activations import LiveActivations
 from prunus.graph.build import build_graph
 from prunus.graph.dry_run import ValuesNeeded
 from prunus.graph.labels import LabelSpace
@@ -54,10 +53,11 @@ def trace(
     notes: list[str] = []
     with _as_found(model):
         model.eval()
-        tracers = [_run(model, example_inputs, space, forward_fn, activations=True)]
+        tracers = [_trace_mode(model, [example_inputs], space, forward_fn)]
         model.train()
+        inputs = example_inputs if train_inputs is None else train_inputs
         try:
-            tracers.append(_run_in_train_mode(model, example_inputs if train_inputs is None else train_inputs, space, forward_fn))
+            tracers.append(_trace_mode(model, [inputs, _twice(inputs)], space, forward_fn))
         except UnsupportedNetwork as error:
             notes.append(f"training mode could not be traced, so parts that only training runs are unknown: {error}")
     return build_graph(model, space, tracers, kept, mixing, _batch_size(example_inputs), notes)
@@ -155,53 +155,57 @@ def _as_found(model: nn.Module) -> Generator[None]:
                 buffer.copy_(value)
 
 
-def _run(model: nn.Module, inputs: Any, space: LabelSpace, forward_fn: ForwardFn | None, activations: bool = False) -> Tracer:
-    """One traced forward pass, dry unless the network looks at values."""
+def _trace_mode(model: nn.Module, candidates: Sequence[Any], space: LabelSpace, forward_fn: ForwardFn | None) -> Tracer:
+    """One traced pass in the mode the model is in: dry on the first inputs that run, else with real values.
+
+    Zeros may lead a network astray, so an error counts only if real values raise it, too.
+    """
+    failure: UnsupportedNetwork | None = None
     for dry in (True, False):
-        tracer = Tracer(model, space, dry)
-        tracer.activations = LiveActivations() if activations else None
-        own = cloned(inputs)  # a network that works in place must not change the caller's tensors
-        held = tensors_in(own)
-        tracer.add_inputs(held)
-        if tracer.activations is not None:
-            tracer.activations.record(held, tracer)
-        try:
-            with tracer.watching_modules(), tracer:
-                output = call_model(model, own, forward_fn)
-        except ValuesNeeded:
-            continue
-        except Exception as error:
-            if dry:
-                continue  # zeros may have led it astray: real values decide
-            mode = "training" if model.training else "evaluation"
-            where = tracer.last_entered or "the network"
-            raise UnsupportedNetwork(
-                f"the forward pass in {mode} mode fails in `{where}`: {type(error).__name__}: {error}; "
-                "check example_inputs (or give forward_fn / train_inputs) by calling the model with them"
-            ) from error
-        leaves = tensors_in(output)
-        if not leaves:
-            raise UnsupportedNetwork(
-                f"the network returns no tensor but {type(output).__name__}, so nothing can be followed or checked: "
-                "give a forward_fn that returns the tensors of the output"
-            )
-        tracer.freeze_numbered(leaves, "the number of a channel is the network's output")
-        for leaf in leaves:
-            for labels in tracer.field(leaf).axes.values():
-                tracer.frozen.append((labels, "it is the network's output"))
-        return tracer
-    raise AssertionError("unreachable: a run on real values never asks for values")
+        for inputs in candidates:
+            try:
+                return _run(model, inputs, space, forward_fn, dry)
+            except ValuesNeeded:
+                break
+            except UnsupportedNetwork as error:
+                failure = error
+    assert failure is not None, "a run on real values never asks for values"
+    raise failure
 
 
-def _run_in_train_mode(model: nn.Module, inputs: Any, space: LabelSpace, forward_fn: ForwardFn | None) -> Tracer:
-    """Batch norm over one value per channel refuses to train: then try the inputs twice."""
+def _run(model: nn.Module, inputs: Any, space: LabelSpace, forward_fn: ForwardFn | None, dry: bool) -> Tracer:
+    """One traced forward pass; raises `UnsupportedNetwork` if it fails or returns no tensor."""
+    tracer = Tracer(model, space, dry)
+    own = cloned(inputs)  # a network that works in place must not change the caller's tensors
+    tracer.add_inputs(tensors_in(own))
     try:
-        return _run(model, inputs, space, forward_fn)
-    except UnsupportedNetwork as error:
-        if not isinstance(error.__cause__, ValueError):
-            raise
-        twice = map_tensors(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor, inputs)
-        return _run(model, twice, space, forward_fn)
+        with tracer.watching_modules(), tracer:
+            output = call_model(model, own, forward_fn)
+    except ValuesNeeded:
+        raise
+    except Exception as error:
+        mode = "training" if model.training else "evaluation"
+        where = tracer.last_entered or "the network"
+        raise UnsupportedNetwork(
+            f"the forward pass in {mode} mode fails in `{where}`: {type(error).__name__}: {error}; "
+            "check example_inputs (or give forward_fn / train_inputs) by calling the model with them"
+        ) from error
+    leaves = tensors_in(output)
+    if not leaves:
+        raise UnsupportedNetwork(
+            f"the network returns no tensor but {type(output).__name__}, so nothing can be followed or checked: "
+            "give a forward_fn that returns the tensors of the output"
+        )
+    tracer.freeze_numbered(leaves, "the number of a channel is the network's output")
+    for leaf in leaves:
+        for labels in tracer.field(leaf).axes.values():
+            tracer.frozen.append((labels, "it is the network's output"))
+    return tracer
+
+
+def _twice(inputs: Any) -> Any:
+    """The inputs doubled along their first axis: batch norm over one value per channel refuses to train."""
+    return map_tensors(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor, inputs)
 
 
 def cloned(inputs: Any) -> Any:

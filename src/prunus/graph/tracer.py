@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,7 +36,7 @@ class LayerCall:
 
 
 class Tracer(TorchDispatchMode):
-    """Runs a network and records which channels belong together; see DESIGN of `prunus.graph`.
+    """Runs a network and records which channels belong together.
 
     With ``dry`` the costly operations return zeros of the right shape, so that a trace costs little more than dispatch; a network
     that looks at values raises `ValuesNeeded`, and the caller traces again with real values.
@@ -60,7 +59,7 @@ class Tracer(TorchDispatchMode):
         self.layers: list[LayerCall] = []
         self.norms: list[tuple[str, str | None, str | None]] = []
         self.unsupported: Counter[str] = Counter()
-        self.activations: LiveActivations | None = None
+        self.activations = LiveActivations()
 
     # -- labels of tensors
 
@@ -82,6 +81,7 @@ class Tracer(TorchDispatchMode):
         for tensor in tensors:
             self.inputs[id(tensor)] = LabelField({}, False)
             self.keep_alive.append(tensor)
+        self.activations.record(list(tensors), self)
 
     # -- what op calls record
 
@@ -110,8 +110,7 @@ class Tracer(TorchDispatchMode):
         self.mixing.append(labels)
 
     def reading(self, op: OpCall, index: int, axis: int) -> None:
-        """Argument ``index`` is a weight that reads channels along ``axis`` (`silence`'s subclass zeroes computed weights
-        here)."""
+        """Argument ``index`` is a weight that reads channels along ``axis``; `silence`'s subclass zeroes computed weights here."""
 
     def add_layer(
         self, op: OpCall, kind: str, widths: Sequence[Any], kernel: tuple[int, ...], groups: int, factor: float
@@ -134,14 +133,15 @@ class Tracer(TorchDispatchMode):
         if out is None:
             out = func(*args, **kwargs)
         call = OpCall(self, func, args, kwargs, out)
-        self.freeze_numbered(call.tensors, f"the number of a channel is used in {call.place}")
+        for tensor in call.tensors:
+            for labels in self.field(tensor).numbers:
+                call.freeze(labels, "the number of a channel is used")
         rule = rule_for(func)
         if rule is not None:
             rule(call)
         else:
             self._unknown(call)
-        if self.activations is not None:
-            self.activations.record([o for o in call.outs if not self.field(o).parametric], self)
+        self.activations.record([o for o in call.outs if not self.field(o).parametric], self)
         return call.out
 
     def _unknown(self, call: OpCall) -> None:
@@ -183,8 +183,3 @@ def source_line() -> str:
             return f"{Path(name).name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
-
-
-def label_array(labels: LabelVector | None, size: int) -> LabelVector:
-    """The labels of an axis, or -1 for an axis of ``size`` fixed entries."""
-    return labels if labels is not None else np.full(size, -1, dtype=np.int64)

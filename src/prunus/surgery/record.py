@@ -41,8 +41,7 @@ Edit: TypeAlias = "SliceEdit | AttributeEdit"
 
 @dataclass(frozen=True, eq=False)
 class SurgeryRecord:
-    """The edits that turn a network with this ``fingerprint`` (see `prunus.graph.build.fingerprint`) into the small one, in
-    order."""
+    """The edits, in order, that turn a network with this ``fingerprint`` (names and shapes, hashed) into the small one."""
 
     fingerprint: str
     edits: tuple[Edit, ...]
