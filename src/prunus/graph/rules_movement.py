@@ -75,8 +75,8 @@ def _varying_axes(op: OpCall, moved: Tensor, original: LabelVector) -> dict[int,
 def _channel_axis(op: OpCall, varying: list[int]) -> int:
     """Of the axes that a channel axis was split into, the one that can get shorter.
 
-    That is the one whose size the program left open (-1); the first where features become an image, (n, c * h * w) -> (n, c, h, w);
-    else the last, as in (n, groups, c // groups, h, w).
+    That is the one whose size the program left open (-1); the first where features become an image, as in
+    (n, c * h * w) -> (n, c, h, w); else the last, as in (n, groups, c // groups, h, w).
     """
     sizes = op.args[1] if len(op.args) > 1 and isinstance(op.args[1], (list, tuple)) else ()
     left_open = [axis for axis in varying if axis < len(sizes) and sizes[axis] == -1]

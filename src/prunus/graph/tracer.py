@@ -110,7 +110,7 @@ class Tracer(TorchDispatchMode):
         self.mixing.append(labels)
 
     def reading(self, op: OpCall, index: int, axis: int) -> None:
-        """Argument ``index`` is a weight that reads channels along ``axis``; `silence`'s subclass zeroes computed weights here."""
+        """Argument ``index`` is a weight that reads channels along ``axis``; here `silence` zeroes computed weights."""
 
     def add_layer(
         self, op: OpCall, kind: str, widths: Sequence[Any], kernel: tuple[int, ...], groups: int, factor: float
