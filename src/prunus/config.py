@@ -14,7 +14,7 @@ from prunus.types import TARGETS, Budget
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 
 
 class _Section(BaseModel):
