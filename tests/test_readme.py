@@ -58,7 +58,9 @@ def test_make_commands_do_what_the_readme_says() -> None:
     lines = [line.split("#")[0].strip() for text in blocks("sh") for line in text.splitlines() if line.startswith("make ")]
     assert lines == ["make demo", "make test"]
     for line, last in (("make demo", "prunus demo"), ("make test", "pytest")):
-        done = subprocess.run([*line.split(), "-n", "--no-print-directory", "VENV=absent"], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [*line.split(), "-n", "--no-print-directory", "VENV=absent"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
         assert "-m venv" in done.stdout and "pip" in done.stdout, "a fresh machine is set up"
         assert last in done.stdout.splitlines()[-1]
 

@@ -114,6 +114,14 @@ class RecoverConfig(OptimizerConfig):
     recalibrate_batches: int = Field(32, ge=0, description="training batches that re-estimate BN statistics; 0: none")
 
 
+class FunctionsConfig(_Section):
+    """Functions of your own, as path/to/file.py:function; none: classification."""
+
+    loss: str | None = Field(None, description="loss(output, batch), a mean over the batch; none: cross entropy")
+    metric: str | None = Field(None, description="metric(output, batch), one value per example, shown as accuracy; none: top-1")
+    forward: str | None = Field(None, description="forward(model, inputs), where the call isn't model(inputs)")
+
+
 class ExportConfig(_Section):
     """What is written and measured at the end."""
 
@@ -132,6 +140,7 @@ class Recipe(_Section):
     train: OptimizerConfig = Field(default=OptimizerConfig(epochs=0), description="training before pruning; epochs = 0: none")  # pyright: ignore[reportCallIssue]
     prune: PruneConfig = PruneConfig()  # pyright: ignore[reportCallIssue]
     recover: RecoverConfig = RecoverConfig()  # pyright: ignore[reportCallIssue]
+    functions: FunctionsConfig = FunctionsConfig()  # pyright: ignore[reportCallIssue]
     export: ExportConfig = ExportConfig()  # pyright: ignore[reportCallIssue]
 
 

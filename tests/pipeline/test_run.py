@@ -124,6 +124,55 @@ def test_round_budget_ends_at_the_limit() -> None:
     assert half.min_channels == 2
 
 
+FUNCTIONS = """
+import torch
+
+def loss(output, batch):
+    assert set(output) == {"scores"}
+    return torch.nn.functional.cross_entropy(output["scores"], batch[1]) + 100
+
+def metric(output, batch):
+    return torch.full((len(batch[1]),), 0.25)
+
+class Named(torch.nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+                                        torch.nn.Flatten(), torch.nn.Linear(32, num_classes))
+
+    def forward(self, *, pixels):
+        return {"scores": self.body(pixels)}
+
+def net(num_classes):
+    return Named(num_classes)
+
+def forward(model, inputs):
+    return model(pixels=inputs)
+"""
+
+
+def test_functions_of_the_user_are_used_everywhere(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(FUNCTIONS)
+    tree = {
+        **TREE,
+        "model": {"source": f"{file}:net"},
+        "functions": {name: f"{file}:{name}" for name in ("loss", "metric", "forward")},
+        "prune": {**TREE["prune"], "tolerance": 0.2},
+    }
+    result = run(parse_recipe(tree), tmp_path / "out")
+    assert [s["accuracy"] for s in result["stages"]] == [0.25] * 4
+    assert all(s["loss"] > 100 for s in result["stages"]) and result["training"]["training"][0]["loss"] > 100
+    assert result["exports"][0]["passed"] and result["networks"]["after"]["latency"]["median_ms"] > 0
+
+
+def test_a_function_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FUNCTIONS)
+    tree = {**TREE, "functions": {"loss": f"{tmp_path}/mine.py:los"}}
+    with pytest.raises(prunus.UnknownName, match="did you mean loss"):
+        run(parse_recipe(tree), tmp_path / "out")
+
+
 RECIPE = """
 name = "killed"
 [model]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +16,15 @@ from prunus.errors import DataError
 from prunus.export import export_onnx, measure_latency, measure_onnx_latency
 from prunus.graph import trace
 from prunus.pipeline.prune import PruneResult, prune
-from prunus.pipeline.result import environment, group_rows, network_row
+from prunus.pipeline.result import assemble, stage_title
 from prunus.pipeline.stages import Stages, write_json
 from prunus.reconstruction import recalibrate
 from prunus.report import write_report
-from prunus.sources import DataBundle, load_data, load_model, make_loader
+from prunus.sources import DataBundle, load_data, load_function, load_model, make_loader
 from prunus.surgery import SurgeryRecord, load, save
 from prunus.surgery.artifact import read_record
 from prunus.training import evaluate, train
-from prunus.types import Amount, Budget, ChannelGraph, Cost
+from prunus.types import Amount, Budget, ChannelGraph, ForwardFn
 
 EXAMPLES = 2  # images in the batch that is traced and verified
 
@@ -48,7 +45,10 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, announce: Callable[[
 class _Run:
     def __init__(self, recipe: Recipe, out: Path, resume: bool, announce: Callable[[str], None]) -> None:
         self.recipe, self.out, self.resume = recipe, out, resume
-        self.started = time.perf_counter()
+        named = recipe.functions
+        self.loss_fn, self.metric, self.forward_fn = (
+            load_function(source) if source else None for source in (named.loss, named.metric, named.forward)
+        )
         self.data = _load_data(recipe)
         self.stages = Stages(out, recipe.model_dump(mode="json"), resume, announce)
         images = [self.data.test[i][0] for i in range(EXAMPLES)]
@@ -64,7 +64,10 @@ class _Run:
             self._do(f"round-{number}-recalibrate", lambda n=number: self._recalibrate(n))
             self._do(f"round-{number}-fine-tune", lambda n=number: self._fine_tune(n))
         self._do("export", self._export)
-        result = self._result()
+        result = assemble(
+            self.recipe, self.results, self._graph(), self._record(rounds, "fine-tune"), self.out, self.stages.file("base.prunus")
+        )
+        result["notes"] = [*self.data.notes, *result["notes"]]
         write_json(self.out / "result.json", result)
         write_report(result, self.out / "report.html")
         return result
@@ -113,6 +116,9 @@ class _Run:
             checkpoint=self.out / "checkpoints" / f"{name}.safetensors",
             resume=self.resume,
             evaluation_loader=validation,
+            loss_fn=self.loss_fn,
+            metric=self.metric,
+            forward_fn=self.forward_fn,
             description=name,
         )
         return [asdict(epoch) for epoch in log.epochs]
@@ -127,10 +133,18 @@ class _Run:
     def _evaluate(self, model: nn.Module, stage: str) -> dict[str, Any]:
         data = self.recipe.data
         loader = make_loader(self.data.test, batch_size=data.eval_batch_size, shuffle=False, workers=data.workers)
-        return {"stage": stage, "split": "test", **asdict(evaluate(model, loader, description=f"evaluate {stage}"))}
+        found = evaluate(
+            model,
+            loader,
+            loss_fn=self.loss_fn,
+            metric=self.metric,
+            forward_fn=self.forward_fn,
+            description=f"evaluate {stage}",
+        )
+        return {"stage": stage, "split": "test", **asdict(found)}
 
     def _named(self, number: int, stage: str) -> str:
-        return stage if self.recipe.prune.rounds == 1 else f"round {number}: {stage}"
+        return stage_title(number, self.recipe.prune.rounds, stage)
 
     def _calibration(self, batches: int) -> list[Any]:
         """The same seeded batches of training images, without augmentation, whichever stage asks."""
@@ -144,31 +158,32 @@ class _Run:
         model = self._after(number - 1, "fine-tune")
         budget = settings.to_budget()
         if settings.rounds > 1:
-            budget = round_budget(
-                budget, trace(self._base(), self.examples, settings.keep, settings.mixing), number, settings.rounds
-            )
+            budget = round_budget(budget, self._graph(), number, settings.rounds)
         result = prune(
             model,
             self.examples,
             budget,
             settings.criterion,
             self._calibration(settings.batches),
+            self.loss_fn,
             allocator=settings.allocator,
             keep=settings.keep,
             mixing=settings.mixing,
+            forward_fn=self.forward_fn,
             seed=self.recipe.seed,
             **settings.criterion_options,
         )
         self._save(result.model, self._record(number - 1, "fine-tune").compose(result.record), number, "prune")
         return {"evaluation": self._evaluate(result.model, self._named(number, "after pruning")), **_describe(result)}
 
+    def _graph(self) -> ChannelGraph:
+        """The groups of the full network."""
+        return trace(self._base(), self.examples, self.recipe.prune.keep, self.recipe.prune.mixing, self.forward_fn)
+
     def _recalibrate(self, number: int) -> dict[str, Any]:
         model = self._after(number, "prune")
-        images = (
-            recalibrate(model, self._calibration(self.recipe.recover.recalibrate_batches))
-            if self.recipe.recover.recalibrate_batches
-            else 0
-        )
+        batches = self.recipe.recover.recalibrate_batches
+        images = recalibrate(model, self._calibration(batches), forward_fn=self.forward_fn) if batches else 0
         self._save(model, self._record(number, "prune"), number, "recalibrate")
         return {"images": images, "evaluation": self._evaluate(model, self._named(number, "after recalibration"))}
 
@@ -183,6 +198,7 @@ class _Run:
         base, small = self._base().eval(), self._after(rounds, "fine-tune").eval()
         save(small, self._record(rounds, "fine-tune"), self.out / "small.prunus")
         one = self.examples[:1]
+        base, small = (Called(model, self.forward_fn) if self.forward_fn else model for model in (base, small))
         latency = measure_latency({"before": base, "after": small}, one, runs=settings.latency_runs, threads=settings.threads)
         exports: list[dict[str, Any]] = []
         if settings.onnx:
@@ -201,52 +217,16 @@ class _Run:
             )
         return {"latency": {name: asdict(value) for name, value in latency.items()}, "exports": exports}
 
-    # -- the result
 
-    def _curves(self) -> dict[str, Any]:
-        names = {"train": "training"}
-        names |= {f"round-{n}-fine-tune": self._named(n, "fine-tuning") for n in range(1, self.recipe.prune.rounds + 1)}
-        return {title: self.results[name]["epochs"] for name, title in names.items() if self.results[name]["epochs"]}
+class Called(nn.Module):
+    """A network with the user's way of calling it, for timing and export."""
 
-    def _result(self) -> dict[str, Any]:
-        recipe, rounds = self.recipe, self.recipe.prune.rounds
-        first, last = self.results["round-1-prune"], self.results[f"round-{rounds}-prune"]
-        base = self._base()
-        graph = trace(base, self.examples, recipe.prune.keep, recipe.prune.mixing)
-        latency = self.results["export"]["latency"]
-        budget = [{**row, "full": start["full"]} for row, start in zip(last["budget"], first["budget"], strict=True)]
-        verifications = [self.results[f"round-{n}-prune"]["verification"] for n in range(1, rounds + 1)]
-        frozen = {name: why for n in range(1, rounds + 1) for name, why in self.results[f"round-{n}-prune"]["frozen"].items()}
-        return {
-            "prunus": environment()["prunus"],
-            "name": recipe.name,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "seconds": sum(r["seconds"] for r in self.results.values()),
-            "request": {
-                "model": recipe.model.source,
-                "weights": recipe.model.weights,
-                "data": recipe.data.source,
-                "seed": recipe.seed,
-                **recipe.prune.model_dump(mode="json", include={"criterion", "allocator", "rounds", "budget", "mixing", "keep"}),
-            },
-            "budget": budget,
-            "stages": [r["evaluation"] for r in self.results.values() if "evaluation" in r],
-            "training": self._curves(),
-            "networks": {
-                "before": network_row(Cost(**first["before"]), self.stages.file("base.prunus"), latency["before"]),
-                "after": network_row(Cost(**last["after"]), self.out / "small.prunus", latency["after"]),
-            },
-            "groups": group_rows(graph, self._record(rounds, "fine-tune"), frozen),
-            "unsupported_ops": dict(graph.unsupported_ops),
-            "notes": [*self.data.notes, *graph.notes, *(note for r in self.results.values() for note in r.get("notes", []))],
-            "verification": max(verifications, key=lambda v: v["max_error"]),
-            "exports": self.results["export"]["exports"],
-            "environment": environment(),
-            "warnings": [w for r in self.results.values() for w in r["warnings"]],
-            "recipe": recipe.model_dump(mode="json"),
-            "files": ["result.json", "report.html", "small.prunus", *(e["file"] for e in self.results["export"]["exports"])],
-        }
+    def __init__(self, model: nn.Module, forward_fn: ForwardFn) -> None:
+        super().__init__()
+        self.model, self.forward_fn = model, forward_fn
+
+    def forward(self, inputs: Any) -> Any:
+        return self.forward_fn(self.model, inputs)
 
 
 def _load_data(recipe: Recipe) -> DataBundle:

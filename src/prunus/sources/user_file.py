@@ -29,20 +29,37 @@ def call_user_function(source: str, arguments: Mapping[str, Any], offers: Mappin
         UnknownName: there is no such file or no such function.
         RecipeError: no function is named, or the file or the function raised.
     """
+    path, name = _split(source)
+    with _importable(path.resolve().parent):
+        function = _find(source, path, name)
+        accepted = _accepted(function, offers or {})
+        return _run(f"{name}()", source, path, lambda: function(**{**accepted, **arguments}))
+
+
+def load_function(source: str) -> Callable[..., Any]:
+    """The function itself, not called; raises like `call_user_function`."""
+    path, name = _split(source)
+    with _importable(path.resolve().parent):
+        return _find(source, path, name)
+
+
+def _split(source: str) -> tuple[Path, str]:
     file, _, name = source.rpartition(":")
     if not file.endswith(".py"):
         raise RecipeError(f"{source!r} names no function: write path/to/file.py:function")
     path = Path(file).expanduser()
     if not path.is_file():
         raise UnknownName(f"there is no file {path} (looked in {Path.cwd()}), named by {source!r}")
-    with _importable(path.resolve().parent):
-        module = _run("importing it", source, path, lambda: _import(path))
-        function = getattr(module, name, None)
-        if not callable(function):
-            known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-            raise UnknownName.among(f"function in {path}", name, known or ["(none)"])
-        accepted = _accepted(function, offers or {})
-        return _run(f"{name}()", source, path, lambda: function(**{**accepted, **arguments}))
+    return path, name
+
+
+def _find(source: str, path: Path, name: str) -> Callable[..., Any]:
+    module = _run("importing it", source, path, lambda: _import(path))
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise UnknownName.among(f"function in {path}", name, known or ["(none)"])
+    return function
 
 
 def _import(path: Path) -> Any:
