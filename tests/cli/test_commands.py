@@ -146,6 +146,10 @@ def test_criteria_lists_the_table(nets: Path) -> None:
             "there is no file absent.prunus",
         ),
         (["evaluate", "nets.py:small", "--data", "fake:3x8x8x3", "--weights", "nets.py"], 1, "nets.py"),
+        (["prune", "nets.py:small", "--budget", "macs=0.5", "--data", "digits", "--input", "3x8x8"], 2, "leave out --data"),
+        (["prune", "nets.py:small", "--budget", "macs=0.5", "--image-size", "8"], 2, "give the shape with --input"),
+        (["evaluate", "nets.py:small", "--data", "digits"], 1, "do the network and the data fit each other?"),
+        (["evaluate", "nets.py:small", "--data", "digits", "--batch-size", "0"], 2, "--batch-size"),
         (["prun"], 2, "prun"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import prunus
 from nets import NETS, Program, conv, image, residual
@@ -233,3 +233,40 @@ def test_tracing_twice_gives_the_same_graph() -> None:
     assert str(first) == str(second) and first.fingerprint == second.fingerprint
     for a, b in zip(first, second, strict=True):
         assert all(torch.equal(m.positions, n.positions) for m, n in zip(a.members, b.members, strict=True))
+
+
+class KeepsTensors(nn.Module):
+    """Assigns activations to itself, averages into a buffer, and writes to a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 5, 1)
+        self.codes = nn.Embedding(4, 16, max_norm=0.1)
+        self.register_buffer("mean", torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.conv(x))
+        self.last = y
+        self.mean = 0.9 * self.mean + 0.1 * y.mean((0, 2, 3))
+        return self.head(y + self.codes(torch.zeros(1, dtype=torch.long)).view(1, 16, 1, 1)).mean((2, 3))
+
+
+def test_what_modules_keep_is_left_as_found() -> None:
+    model = KeepsTensors()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    buffer = model.mean
+    prunus.trace(model, torch.randn(2, 3, 8, 8))
+    assert model.mean is buffer
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(hasattr(t, "_prunus_labels") for t in (*model.parameters(), *model.buffers(), model.last))
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied.last, model.last)
+
+
+def test_looking_at_a_spectral_norm_does_not_change_it() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(16, 16, 3)), nn.Conv2d(16, 4, 1)
+    )
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    prunus.prune(model, torch.randn(2, 3, 12, 12), prunus.Budget(macs=0.9, tolerance=0.5), verify=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -351,3 +351,43 @@ def test_requests_that_are_refused(arguments: dict[str, Any], error: type[Except
     arguments = {"budget": HALF} | arguments
     with pytest.raises(error, match=text):
         prunus.prune(build("Plain"), images(), **arguments)
+
+
+class Reshaped(nn.Module):
+    """A width that only training code holds."""
+
+    def __init__(self, trained: str) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+        self.trained = trained
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        if self.training and self.trained == "view":
+            x = x.view(len(x), 16, *x.shape[2:])
+        if self.training and self.trained == "scale":
+            x = x / x.shape[1] ** 0.5
+        return self.head(torch.relu(self.second(x)))
+
+
+@pytest.mark.parametrize("trained", ["view", "scale"])
+def test_a_width_that_only_training_holds_is_found(trained: str) -> None:
+    inputs = torch.randn(2, 3, 16, 16)
+    with pytest.warns(PrunusWarning, match="frozen after verification failed on them: first"):
+        result = prunus.prune(Reshaped(trained), inputs, Budget(macs=0.8, tolerance=0.3))
+    small = result.model.train()
+    assert small.get_submodule("first").out_channels == 16 and small.get_submodule("second").out_channels < 16
+    assert small(inputs).shape == (2, 5)
+    assert "in training mode" in (result.graph["first"].frozen_because or "")
+
+
+def test_random_training_code_is_no_reason_to_freeze() -> None:
+    class Noisy(Reshaped):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            x = torch.nn.functional.dropout(x, 0.5, self.training)
+            return self.head(torch.relu(self.second(x)))
+
+    result = prunus.prune(Noisy("none"), torch.randn(2, 3, 16, 16), Budget(macs=0.6, tolerance=0.1))
+    assert not result.graph.freeze({}).frozen[:-1] and result.notes == ()

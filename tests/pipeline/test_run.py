@@ -124,6 +124,37 @@ def test_round_budget_ends_at_the_limit() -> None:
     assert half.min_channels == 2
 
 
+@pytest.mark.parametrize(
+    ("section", "change", "error", "text"),
+    [
+        ("prune", {"criterion": "l3"}, prunus.UnknownName, "unknown criterion 'l3'"),
+        ("prune", {"allocator": "globl"}, prunus.UnknownName, "unknown allocator 'globl'"),
+        ("prune", {"keep": ["absent*"]}, prunus.UnknownName, r"selector in keep 'absent\*'"),
+        ("prune", {"budget": {"macs": 0.001}}, prunus.BudgetNotMet, "can't be reached"),
+        ("model", {"weights": "absent.pt"}, prunus.ArtifactError, "absent.pt"),
+    ],
+)
+def test_mistakes_show_before_anything_is_trained_or_written(
+    tmp_path: Path, section: str, change: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    announced: list[str] = []
+    with pytest.raises(error, match=text):
+        run(parse_recipe({**TREE, section: {**TREE[section], **change}}), tmp_path / "out", announce=announced.append)
+    assert announced == [] and not (tmp_path / "out").exists()
+
+
+def test_a_stage_whose_file_is_gone_is_repeated(tmp_path: Path) -> None:
+    tree = {**TREE, "export": {"latency_runs": 3, "onnx": False}}
+    run(parse_recipe(tree), tmp_path / "out")
+    (tmp_path / "out" / "small.prunus").unlink()
+    announced: list[str] = []
+    run(parse_recipe(tree), tmp_path / "out", resume=True, announce=announced.append)
+    assert announced == ["export"] and (tmp_path / "out" / "small.prunus").exists()
+    (tmp_path / "out" / "stages" / "train.json").write_text("{")
+    with pytest.raises(prunus.ArtifactError, match=r"train\.json is damaged .* delete it to repeat its stage"):
+        run(parse_recipe(tree), tmp_path / "out", resume=True)
+
+
 FUNCTIONS = """
 import torch
 

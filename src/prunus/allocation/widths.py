@@ -101,7 +101,7 @@ class Widths:
             f"the budget {self._wish(target)} can't be reached: the smallest allowed network has "
             f"{amounts[target]:,.0f} {target} ({amounts[target] / self.full[target]:.1%} of {self.full[target]:,.0f}). "
             f"Most of it is held by {self._blockers(levels, target)}. "
-            "Ask for less, lower min_channels or multiple_of, raise max_pruning_ratio, or unfreeze groups",
+            "Allow more, lower min_channels or multiple_of, raise max_pruning_ratio, or unfreeze groups",
             self.plan(levels, "smallest"),
         )
 

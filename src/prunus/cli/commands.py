@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -40,6 +41,12 @@ class _Commands(TyperGroup):
         except PrunusError as error:
             _err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
             sys.exit(2 if isinstance(error, _USAGE) else 1)
+        except Exception as error:  # mostly a network and data that don't fit each other
+            if os.environ.get("PRUNUS_DEBUG"):
+                raise
+            _err.print(f"[red]error:[/red] {escape(f'{type(error).__name__}: {error}')}", soft_wrap=True)
+            _err.print("do the network and the data fit each other? PRUNUS_DEBUG=1 shows where this was raised")
+            sys.exit(1)
 
 
 def _show_warning(message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
@@ -108,7 +115,7 @@ def prune_command(
     allocator: Annotated[str, typer.Option(help="uniform or global")] = "global",
     data: Data = None,
     image_size: ImageSize = None,
-    batches: Annotated[int, typer.Option(help="batches of 64 images that a criterion with data sees")] = 8,
+    batches: Annotated[int, typer.Option(min=1, help="batches of 64 images that a criterion with data sees")] = 8,
     weights: Weights = None,
     input_shape: Input = None,
     num_classes: Classes = None,
@@ -131,6 +138,10 @@ def prune_command(
         "tolerance": tolerance,
     }
     wanted = Budget.parse(budget, **limits)
+    if data is not None and input_shape is not None:
+        raise RecipeError("--input gives the shape where there are no data: leave it out, or leave out --data")
+    if data is None and image_size is not None:
+        raise RecipeError("--image-size resizes the images of --data: without data, give the shape with --input")
     bundle = _bundle(data, image_size, seed)
     network = _network(model, weights, num_classes, bundle, argument, seed)
     examples = torch.stack([bundle.test[i][0] for i in (0, 1)]) if bundle else _random_input(model, input_shape)
@@ -151,6 +162,7 @@ def prune_command(
             batches=batches,
             seed=seed,  # pyright: ignore[reportArgumentType]
         )
+    out.parent.mkdir(parents=True, exist_ok=True)
     save(result.model, result.record, out)
     written = [str(out)]
     if onnx is not None:
@@ -207,7 +219,11 @@ def demo(
 def _run(recipe: Any, out: Path, resume: bool) -> None:
     from prunus.pipeline.run import run
 
-    result = run(recipe, out, resume=resume, announce=_announcer())
+    try:
+        result = run(recipe, out, resume=resume, announce=_announcer())
+    except KeyboardInterrupt:
+        _err.print(f"stopped; the same command with --resume continues the run in {escape(str(out))}")
+        raise typer.Exit(130) from None
     _out.print(result_table(result))
     for note in result_notes(result):
         _out.print(escape(note), soft_wrap=True)
@@ -227,7 +243,7 @@ def evaluate(
     weights: Weights = None,
     pruned: Annotated[Path | None, typer.Option(help="a file that Prunus saved; MODEL is the network it was made from")] = None,
     image_size: ImageSize = None,
-    batch_size: Annotated[int, typer.Option(help="images per step")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="images per step")] = 256,
     num_classes: Classes = None,
     argument: Arguments = None,
     as_json: AsJson = False,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias, cast
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UnknownName, UnsupportedNetwork
+from prunus.graph.as_found import as_found
 from prunus.graph.build import build_graph
 from prunus.graph.dry_run import ValuesNeeded
 from prunus.graph.labels import LabelSpace
@@ -51,13 +51,13 @@ def trace(
     kept = _selector(model, keep)
     space = LabelSpace(model)
     notes: list[str] = []
-    with _as_found(model):
+    with as_found(model):
         model.eval()
         tracers = [_trace_mode(model, [example_inputs], space, forward_fn)]
         model.train()
         inputs = example_inputs if train_inputs is None else train_inputs
         try:
-            tracers.append(_trace_mode(model, [inputs, _twice(inputs)], space, forward_fn))
+            tracers.append(_trace_mode(model, [inputs, twice(inputs)], space, forward_fn))
         except UnsupportedNetwork as error:
             notes.append(f"training mode could not be traced, so parts that only training runs are unknown: {error}")
     return build_graph(model, space, tracers, kept, mixing, _batch_size(example_inputs), notes)
@@ -130,31 +130,6 @@ def _selector(model: nn.Module, keep: Keep) -> Callable[[str], str | None]:
     return reason
 
 
-@contextmanager
-def _as_found(model: nn.Module) -> Generator[None]:
-    """Put back modes, buffers, the random state and the attention fast path, whatever happens."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]  # pyright: ignore[reportPrivateUsage]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        for dropout, _ in dropouts:
-            dropout.p = 0.0  # dropping whole channels makes a mask of their number, which would look like a fixed width
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, mode in modes:
-            module.training = mode
-        for dropout, p in dropouts:
-            dropout.p = p
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-
-
 def _trace_mode(model: nn.Module, candidates: Sequence[Any], space: LabelSpace, forward_fn: ForwardFn | None) -> Tracer:
     """One traced pass in the mode the model is in: dry on the first inputs that run, else with real values.
 
@@ -190,6 +165,8 @@ def _run(model: nn.Module, inputs: Any, space: LabelSpace, forward_fn: ForwardFn
             f"the forward pass in {mode} mode fails in `{where}`: {type(error).__name__}: {error}; "
             "check example_inputs (or give forward_fn / train_inputs) by calling the model with them"
         ) from error
+    finally:
+        tracer.undo_writes()
     leaves = tensors_in(output)
     if not leaves:
         raise UnsupportedNetwork(
@@ -203,7 +180,7 @@ def _run(model: nn.Module, inputs: Any, space: LabelSpace, forward_fn: ForwardFn
     return tracer
 
 
-def _twice(inputs: Any) -> Any:
+def twice(inputs: Any) -> Any:
     """The inputs doubled along their first axis: batch norm over one value per channel refuses to train."""
     return map_tensors(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor, inputs)
 

@@ -16,12 +16,33 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunus.graph.activations import LiveActivations
 from prunus.graph.dry_run import ValuesNeeded, needs_values, shape_only
 from prunus.graph.labels import LabelField, LabelSpace, LabelVector
-from prunus.graph.op_call import NO_LABELS, OpCall
+from prunus.graph.op_call import NO_LABELS, OpCall, is_mutating
 from prunus.graph.op_rules import rule_for
 from prunus.types import Role, call_model
 
 _ATTRIBUTE = "_prunus_labels"
 _NOT_THE_NETWORK = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+
+
+class _Mark:
+    """The labels that a tensor carries while ``owner`` is tracing; copies and pickles of the tensor carry none."""
+
+    __slots__ = ("field", "owner")
+
+    def __init__(self, owner: object, field: LabelField) -> None:
+        self.owner, self.field = owner, field
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_mark, ()
+
+
+def _no_mark() -> None:
+    return None
+
+
+def unlabel(tensor: Tensor) -> None:
+    """Take the labels of an earlier trace off a tensor that outlives it."""
+    vars(tensor).pop(_ATTRIBUTE, None)
 
 
 class LayerCall:
@@ -45,6 +66,9 @@ class Tracer(TorchDispatchMode):
     def __init__(self, model: nn.Module, space: LabelSpace, dry: bool) -> None:
         super().__init__()
         self.space = space
+        self.token = object()
+        self.written: dict[int, tuple[Tensor, Tensor]] = {}
+        self.storages = {parameter.untyped_storage().data_ptr(): parameter for parameter in model.parameters()}
         self.dry = dry
         self.paths = {id(module): name for name, module in model.named_modules()}
         self.stack: list[str] = []
@@ -68,13 +92,13 @@ class Tracer(TorchDispatchMode):
         known = self.space.fields.get(id(tensor)) or self.inputs.get(id(tensor))
         if known is not None:
             return known
-        owner, field = getattr(tensor, _ATTRIBUTE, (None, NO_LABELS))
-        return field if owner is self else NO_LABELS
+        mark = getattr(tensor, _ATTRIBUTE, None)
+        return mark.field if mark is not None and mark.owner is self.token else NO_LABELS
 
     def set_field(self, tensor: Tensor, field: LabelField) -> None:
         """Labels live on the tensor object itself, so that they die with it and pin no activation."""
         if id(tensor) not in self.space.fields:
-            setattr(tensor, _ATTRIBUTE, (self, field))
+            setattr(tensor, _ATTRIBUTE, _Mark(self.token, field))
 
     def add_inputs(self, tensors: Sequence[Tensor]) -> None:
         """The user's inputs: no labels, but not constants either."""
@@ -129,6 +153,8 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.dry and needs_values(func):
             raise ValuesNeeded(str(func))
+        if is_mutating(func):
+            self._remember_parameter(args)
         out = shape_only(func, args) if self.dry else None
         if out is None:
             out = func(*args, **kwargs)
@@ -143,6 +169,20 @@ class Tracer(TorchDispatchMode):
             self._unknown(call)
         self.activations.record([o for o in call.outs if not self.field(o).parametric], self)
         return call.out
+
+    def _remember_parameter(self, args: tuple[Any, ...]) -> None:
+        """Before the first write to a parameter (an embedding that renormalises itself), keep its values."""
+        for tensor in args:
+            written = self.storages.get(tensor.untyped_storage().data_ptr()) if isinstance(tensor, Tensor) else None
+            if written is not None and id(written) not in self.written:
+                self.written[id(written)] = (written, written.detach().clone())
+
+    def undo_writes(self) -> None:
+        """Give every parameter that was written to its values back."""
+        with torch.no_grad():
+            for parameter, values in self.written.values():
+                parameter.copy_(values)
+        self.written.clear()
 
     def _unknown(self, call: OpCall) -> None:
         if any(self.field(t).axes for t in call.tensors):

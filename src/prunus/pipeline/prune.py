@@ -17,6 +17,7 @@ from prunus.graph.trace import Keep
 from prunus.importance import score
 from prunus.surgery import SurgeryRecord, randomise, remove, silence, verify
 from prunus.surgery.remove import apply_record
+from prunus.surgery.verify import verify_training
 from prunus.types import (
     Allocator,
     Budget,
@@ -85,7 +86,8 @@ def prune(
     """Prune ``model`` (which is untouched) to ``budget`` and prove the result: removed == silenced, in float64.
 
     With ``verify`` the surgery is checked on the model's own weights and on a randomised copy, whose branches can't hide an error
-    behind zeros. If it fails, the groups at fault are found by bisection, frozen with that reason, and the plan is made again.
+    behind zeros, in evaluation and in training mode. If it fails, the groups at fault are found by bisection, frozen with that
+    reason, and the plan is made again.
 
     Args:
         keep, mixing, forward_fn, train_inputs: see `prunus.trace`.
@@ -125,7 +127,7 @@ def prune(
 def check_plan(
     model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inputs: ExampleInputs, forward_fn: ForwardFn | None = None
 ) -> VerificationReport:
-    """Worst of two verifications: on the model's own weights, and on a copy whose weights and inputs are randomised."""
+    """Worst of the verifications on the model's own weights and on a copy with random weights and inputs, in both modes."""
     small, record = remove(model, graph, plan)
     report = verify(silence(model, graph, plan), small, example_inputs, forward_fn=forward_fn)
     predicted, counted = graph.cost(plan).parameters, sum(p.numel() for p in small.parameters())
@@ -139,6 +141,9 @@ def check_plan(
     structural = verify(silence(twin, graph, plan), apply_record(twin, record), noisy, forward_fn=forward_fn)
     if structural.max_error != structural.max_error:  # NaN: random weights overflow in this network, the check says nothing
         return replace(report, detail=f"{report.detail}; random weights overflow, so only the network's own were checked")
+    training = verify_training(silence(twin, graph, plan), apply_record(twin, record), noisy, forward_fn=forward_fn)
+    if not training.passed:
+        return training
     return structural if not structural.passed or structural.max_error > report.max_error else report
 
 

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus.allocation import allocate
 from prunus.config import OptimizerConfig, Recipe
 from prunus.errors import DataError
 from prunus.export import export_onnx, measure_latency, measure_onnx_latency
 from prunus.graph import trace
+from prunus.importance import score
+from prunus.importance.criteria import resolve_criterion
 from prunus.pipeline.prune import PruneResult, prune
 from prunus.pipeline.result import assemble, stage_title
 from prunus.pipeline.stages import Stages, write_json
@@ -50,20 +53,29 @@ class _Run:
             load_function(source) if source else None for source in (named.loss, named.metric, named.forward)
         )
         self.data = _load_data(recipe)
+        self.examples = torch.stack([self.data.test[i][0] for i in range(EXAMPLES)])
+        self._check_before_training()
         self.stages = Stages(out, recipe.model_dump(mode="json"), resume, announce)
-        images = [self.data.test[i][0] for i in range(EXAMPLES)]
-        self.examples = torch.stack(images)
         self.results: dict[str, dict[str, Any]] = {}
 
+    def _check_before_training(self) -> None:
+        """Whatever can be known to fail later fails now, before anything is trained or written: names, weights, the budget."""
+        settings, model = self.recipe.prune, self._fresh()
+        criterion = resolve_criterion(settings.criterion, settings.criterion_options)
+        self.batches = settings.batches if criterion.needs else 0
+        graph = trace(model, self.examples, settings.keep, settings.mixing, self.forward_fn)
+        budget = replace(settings.to_budget(), tolerance=0.99)  # how close it comes depends on the scores
+        allocate(graph, score(model, graph, "random"), budget, settings.allocator)
+
     def execute(self) -> dict[str, Any]:
-        self._do("train", self._train)
-        self._do("evaluate-before", lambda: {"evaluation": self._evaluate(self._base(), "before pruning")})
         rounds = self.recipe.prune.rounds
+        self._do("train", self._train, "base.prunus")
+        self._do("evaluate-before", lambda: {"evaluation": self._evaluate(self._base(), "before pruning")})
         for number in range(1, rounds + 1):
-            self._do(f"round-{number}-prune", lambda n=number: self._prune(n))
-            self._do(f"round-{number}-recalibrate", lambda n=number: self._recalibrate(n))
-            self._do(f"round-{number}-fine-tune", lambda n=number: self._fine_tune(n))
-        self._do("export", self._export)
+            for stage, work in (("prune", self._prune), ("recalibrate", self._recalibrate), ("fine-tune", self._fine_tune)):
+                name = f"round-{number}-{stage}"
+                self._do(name, lambda n=number, w=work: w(n), f"{name}.prunus")
+        self._do("export", self._export, "../small.prunus")
         result = assemble(
             self.recipe, self.results, self._graph(), self._record(rounds, "fine-tune"), self.out, self.stages.file("base.prunus")
         )
@@ -72,9 +84,9 @@ class _Run:
         write_report(result, self.out / "report.html")
         return result
 
-    def _do(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+    def _do(self, name: str, work: Callable[[], dict[str, Any]], *leaves: str) -> None:
         begin = time.perf_counter()
-        self.results[name] = self.stages.run(name, lambda: {**work(), "seconds": time.perf_counter() - begin})
+        self.results[name] = self.stages.run(name, lambda: {**work(), "seconds": time.perf_counter() - begin}, leaves)
 
     # -- networks at the different stages
 
@@ -164,7 +176,7 @@ class _Run:
             self.examples,
             budget,
             settings.criterion,
-            self._calibration(settings.batches),
+            self._calibration(self.batches) if self.batches else None,
             self.loss_fn,
             allocator=settings.allocator,
             keep=settings.keep,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,10 +28,10 @@ class Stages:
         self.announce = announce
         self.seconds: dict[str, float] = {}
         stored = folder / _RECIPE
-        if stored.exists():
+        if stored.exists() and any((folder / "stages").glob("*.json")):  # a run that finished no stage is no run
             if not resume:
                 raise RecipeError(f"{folder} already holds a run: continue it with --resume, or choose another folder with --out")
-            self._check_same(json.loads(stored.read_text(encoding="utf-8")), recipe)
+            self._check_same(read_json(stored), recipe)
         try:
             (folder / "stages").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -50,11 +50,14 @@ class Stages:
                 f"{self.folder} holds a run of another recipe ({'; '.join(changed[:5])}): choose another folder with --out"
             )
 
-    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result of ``work``, or of the earlier run that finished it. Warnings are shown and kept with the result."""
+    def run(self, name: str, work: Callable[[], dict[str, Any]], leaves: Sequence[str] = ()) -> dict[str, Any]:
+        """The result of ``work``, or of the earlier run that finished it and whose files (``leaves``) are still there.
+
+        Warnings are shown, and kept with the result.
+        """
         path = self.file(f"{name}.json")
-        if path.exists():
-            return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        if path.exists() and all(self.file(file).exists() for file in leaves):
+            return read_json(path)
         self.announce(name)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", PrunusWarning)
@@ -64,6 +67,14 @@ class Stages:
         result["warnings"] = [str(w.message) for w in caught if issubclass(w.category, PrunusWarning)]
         write_json(path, result)
         return result
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote; `ArtifactError` if it is damaged."""
+    try:
+        return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}): delete it to repeat its stage, or start in another folder") from None
 
 
 def write_json(path: Path, tree: Any) -> None:

@@ -53,7 +53,7 @@ def lead(result: Result) -> str:
     sentence = f"{escape(percent(ratio(after['macs'], before['macs'])))} of the MACs remain"
     speed = speed_up(before["latency"], after["latency"])
     if speed is not None:
-        sentence += f", the network runs {speed:.2f}{TIMES} as fast"
+        sentence += f", the network runs {speed:.2f}{TIMES} as fast ({escape(after['latency']['runtime'])})"
     first, last = end_points(result)
     if first is not None and last is not None:
         sentence += f", and accuracy goes from {percent(first['accuracy'])} to {percent(last['accuracy'])}"

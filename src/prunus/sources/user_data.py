@@ -47,12 +47,18 @@ def user_data(source: str, *, validation_fraction: float, train_limit: int | Non
     return bundle
 
 
+_SPLITS = ("train", "test", "validation")
+
+
 def _from_dict(source: str, result: Mapping[str, Any], validation_fraction: float, seed: int) -> DataBundle:
     unknown = [key for key in result if key not in _KEYS]
     missing = [key for key in ("train", "test") if key not in result]
     if unknown or missing:
         what = f"an unknown key {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
         raise DataError(f"{source!r} returned a dict with {what}: it has train and test, and may have validation and class_names")
+    for split in _SPLITS:
+        if result.get(split) is not None:
+            _first(source, split, result[split])
     train, validation, notes = result["train"], result.get("validation"), ()
     class_names = result.get("class_names") or getattr(train, "classes", None)
     if class_names is None:

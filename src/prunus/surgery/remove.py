@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,7 +57,9 @@ def plan_to_record(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> 
         kept = torch.ones(shapes[name][axis], dtype=torch.bool)
         kept[gone] = False
         slices.append(SliceEdit(name, axis, kept.nonzero().squeeze(1), len(kept)))
-    return SurgeryRecord(graph.fingerprint, (*slices, *_attribute_edits(model, slices)), current_versions())
+    with _evaluating(model):
+        attributes = _attribute_edits(model, slices)
+    return SurgeryRecord(graph.fingerprint, (*slices, *attributes), current_versions())
 
 
 def removed_positions(graph: ChannelGraph, plan: PruningPlan, roles: tuple[str, ...] = ()) -> dict[tuple[str, int], Tensor]:
@@ -189,6 +192,18 @@ _ATTRIBUTES: tuple[tuple[type[nn.Module], _AttributeRule], ...] = (
     (nn.PReLU, lambda _, s: {"num_parameters": s["weight"][0]}),
     (nn.Embedding, lambda _, s: {"embedding_dim": s["weight"][1]}),
 )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Generator[None]:
+    """Evaluation mode for a while: in training mode, to look at a weight with a spectral norm is to change it."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _attribute_edits(model: nn.Module, slices: list[SliceEdit]) -> list[AttributeEdit]:

@@ -6,13 +6,14 @@ import copy
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunus.graph.labels import named_tensors
-from prunus.graph.trace import tensors_in
+from prunus.graph.trace import tensors_in, twice
 from prunus.types import ExampleInputs, ForwardFn, VerificationReport, call_model, map_tensors
 
 TOLERANCE = 1e-9
@@ -61,19 +62,50 @@ def _reference(silent: nn.Module, inputs: Any, forward_fn: ForwardFn | None) -> 
         raise _ReferenceFailed from error
 
 
-def _failed(small: nn.Module, error: Exception, tolerance: float) -> VerificationReport:
+def _failed(small: nn.Module, error: Exception, tolerance: float, mode: str = "") -> VerificationReport:
     return VerificationReport(
-        math.inf, tolerance, False, f"the forward pass after removal fails: {type(error).__name__}: {error}"
+        math.inf, tolerance, False, f"the forward pass {mode}after removal fails: {type(error).__name__}: {error}"
     )
 
 
-def _outputs(model: nn.Module, inputs: Any, dtype: torch.dtype, forward_fn: ForwardFn | None) -> list[Tensor]:
+def verify_training(
+    silent: nn.Module, small: nn.Module, inputs: ExampleInputs, *, forward_fn: ForwardFn | None = None, tolerance: float = 1e-6
+) -> VerificationReport:
+    """The comparison of `verify` in training mode, dropout off: code that only training runs may hold a width, too.
+
+    Where the original doesn't train on these inputs, nor on them doubled, or its outputs are random, there is nothing to compare
+    with: then the small network must only run.
+    """
+    for candidate in (inputs, twice(inputs)):
+        try:
+            with _default_dtype(torch.float64):
+                reference, again = (_outputs(silent, candidate, torch.float64, forward_fn, seed=s, training=True) for s in (0, 1))
+        except Exception:
+            continue
+        try:
+            with _default_dtype(torch.float64):
+                own = _outputs(small, candidate, torch.float64, forward_fn, training=True)
+        except Exception as error:
+            return _failed(small, error, tolerance, "in training mode ")
+        report = compare(reference, own, tolerance)
+        if report.passed or not compare(reference, again, tolerance).passed:
+            return VerificationReport(report.max_error, tolerance, True, "random in training mode")
+        return replace(report, detail=f"in training mode, {report.detail}")
+    return VerificationReport(0.0, tolerance, True, "the original doesn't run in training mode")
+
+
+def _outputs(
+    model: nn.Module, inputs: Any, dtype: torch.dtype, forward_fn: ForwardFn | None, *, seed: int = 0, training: bool = False
+) -> list[Tensor]:
     def cast(tensor: Tensor) -> Tensor:  # copies: a network that works in place must not change what the next one gets
         return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
-    twin = copy.deepcopy(model).to(dtype).eval()
+    twin = copy.deepcopy(model).to(dtype).train(training)
+    for module in twin.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]
+            module.p = 0.0
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return tensors_in(call_model(twin, map_tensors(cast, inputs), forward_fn))
 
 
