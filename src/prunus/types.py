@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # pyright: ignore[reportPrivateUsage]
 
@@ -246,7 +248,11 @@ class PruningPlan:
 
     def counts(self) -> dict[str, int]:
         """Number of channels kept in every group the plan names."""
-        return {name: int(mask.sum()) for name, mask in self.keep.items()}
+        if not self.keep:
+            return {}
+        joined = torch.cat(list(self.keep.values())).cpu().numpy()  # one sum for all groups: this is in the hot path of costs
+        starts = np.cumsum([0, *(len(mask) for mask in self.keep.values())])[:-1]
+        return dict(zip(self.keep, np.add.reduceat(joined, starts, dtype=np.int64).tolist(), strict=True))
 
     @property
     def num_removed(self) -> int:
