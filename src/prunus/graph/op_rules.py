@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from prunus.errors import UnknownName
@@ -126,8 +126,3 @@ def op_rule(*names: str) -> Callable[[Rule], Rule]:
         return rule
 
     return register
-
-
-def rule_names() -> Iterable[str]:
-    """Operations that have a row of their own."""
-    return OP_RULES.keys()
