@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -25,14 +25,27 @@ class ModelConfig(_Section):
     """Which network."""
 
     source: str = Field(description="torchvision:NAME, timm:NAME, cifar:resnet20 ... resnet56, or path/to/file.py:function")
-    weights: str | None = Field(None, description="file of weights, .safetensors or .pt (read without pickle); none: random")
+    weights: str | None = Field(
+        None,
+        description="file of weights, .safetensors or .pt (read without pickle); package:DISTRIBUTION/PATH, a file of an "
+        "installed package; pretrained or pretrained:TAG, torchvision's or timm's own, and hf:ORG/REPO/FILE (both are "
+        "downloaded); none: random",
+    )
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the network's constructor")
 
 
 class DataConfig(_Section):
     """Which images."""
 
-    source: str = Field("digits", description="digits, folder:PATH (or a .zip), fake:CxHxWxCLASSES, or path/to/file.py:function")
+    source: str = Field(
+        "digits",
+        description="digits, folder:PATH (or a .zip), cifar10:PATH, fashion-mnist:PATH, mnist:PATH, elpv, fake:CxHxWxCLASSES, "
+        "or path/to/file.py:function",
+    )
+    download: bool = Field(False, description="fetch the files of cifar10 where they are missing")
+    check_images: bool = Field(
+        True, description="decode every chosen image of a folder first and leave out the damaged ones; off: they stop the run"
+    )
     image_size: int | None = Field(None, ge=1, description="pixels, height and width of the network's input; none: as stored")
     batch_size: int = Field(64, ge=1, description="images per training step")
     eval_batch_size: int = Field(256, ge=1, description="images per evaluation step")
@@ -40,18 +53,26 @@ class DataConfig(_Section):
     augment: Literal["none", "shift", "crop-flip", "resized-crop-flip"] = Field(
         "none", description="shift: +-1 pixel; crop-flip: 4 pixels of padding (CIFAR); resized-crop-flip: ImageNet's"
     )
-    mean: tuple[float, ...] | None = Field(None, description="per-channel mean of the input, 0..1 pixels; none: the source's")
-    std: tuple[float, ...] | None = Field(None, description="per-channel standard deviation; none: the source's")
-    validation_fraction: float = Field(
-        0.1, gt=0, lt=1, description="share of the training images held out where no split is given"
+    min_area: float = Field(0.08, gt=0, le=1, description="resized-crop-flip: smallest share of an image's area in a crop")
+    colour: float = Field(0.0, ge=0, lt=1, description="strength of random brightness, contrast and saturation; 0: none")
+    balance: bool = Field(False, description="draw every class equally often in training, however many images it has")
+    mean: tuple[float, ...] | None = Field(
+        None, description="per-channel mean of the input, 0..1 pixels; none: the trained network's own, else the source's"
     )
-    train_limit: int | None = Field(None, ge=1, description="use only so many training images (seeded, per class)")
+    std: tuple[float, ...] | None = Field(None, description="per-channel standard deviation; none: likewise")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share of the training images held out where no split is given; the same for every seed"
+    )
+    train_limit: int | None = Field(
+        None, ge=1, description="use only so many training images, per class; the same for every seed"
+    )
 
 
 class OptimizerConfig(_Section):
     """One training phase."""
 
     epochs: int = Field(10, ge=0, description="passes over the training images")
+    steps: int | None = Field(None, ge=1, description="training batches, instead of epochs")
     lr: float = Field(0.05, gt=0, description="peak learning rate")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (with Nesterov momentum) or adamw")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum")
@@ -59,6 +80,19 @@ class OptimizerConfig(_Section):
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up in front of the cosine")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross entropy")
     clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate after the warm-up")
+
+
+class TransferConfig(OptimizerConfig):
+    """A new head on a trained network, trained while everything below it is frozen (its batch norm, too)."""
+
+    epochs: int = Field(10, ge=0, description="epochs of training the head alone; `train` then trains the whole network")
+    head: Literal["linear", "mlp"] = Field("linear", description="linear: one layer; mlp: three, with dropout in front of two")
+    hidden: int = Field(4096, ge=1, description="mlp: width of its two hidden layers")
+    dropout: float = Field(0.5, ge=0, lt=1, description="mlp: share of the features that is dropped")
+    augment: bool = Field(
+        False, description="train on augmented images as data.augment says; off: on features computed once, much faster"
+    )
 
 
 class PruneConfig(_Section):
@@ -72,6 +106,9 @@ class PruneConfig(_Section):
     criterion_options: dict[str, Any] = Field(default_factory=dict, description="options of the criterion")
     allocator: str = Field("global", description="uniform or global")
     rounds: int = Field(1, ge=1, description="iterative pruning: so many rounds of prune + fine-tune, geometric in the budget")
+    channels_per_round: int | None = Field(
+        None, ge=1, description="iterative pruning: remove so many channels a round, for as many rounds as the budget needs"
+    )
     keep: tuple[str, ...] = Field((), description="module or parameter names, or globs, that are never pruned")
     mixing: Literal["allow", "freeze"] = Field("allow", description="groups whose statistics change with the width")
     min_channels: int = Field(1, ge=1, description="channels that every group keeps at least")
@@ -79,6 +116,12 @@ class PruneConfig(_Section):
     max_pruning_ratio: float = Field(0.95, gt=0, le=1, description="largest share that any group loses")
     tolerance: float = Field(0.01, ge=0, lt=1, description="how far below the budget the plan may stay, as a share of it")
     batches: int = Field(8, ge=1, description="training batches that a data-driven criterion sees")
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> PruneConfig:
+        if self.rounds > 1 and self.channels_per_round is not None:
+            raise ValueError("rounds and channels_per_round exclude each other: the budget decides how many rounds there are")
+        return self
 
     def to_budget(self) -> Budget:
         """The `prunus.Budget` of this section."""
@@ -112,6 +155,7 @@ class RecoverConfig(OptimizerConfig):
     epochs: int = Field(10, ge=0, description="epochs of fine-tuning after every round")
     lr: float = Field(0.02, gt=0, description="peak learning rate of fine-tuning")
     recalibrate_batches: int = Field(32, ge=0, description="training batches that re-estimate BN statistics; 0: none")
+    final_epochs: int = Field(0, ge=0, description="more epochs after the last round")
 
 
 class FunctionsConfig(_Section):
@@ -120,6 +164,22 @@ class FunctionsConfig(_Section):
     loss: str | None = Field(None, description="loss(output, batch), a mean over the batch; none: cross entropy")
     metric: str | None = Field(None, description="metric(output, batch), one value per example, shown as accuracy; none: top-1")
     forward: str | None = Field(None, description="forward(model, inputs), where the call isn't model(inputs)")
+
+
+class ComputeConfig(_Section):
+    """How the CPU is used; results depend on it in the last digits, so it is part of the recipe."""
+
+    threads: int | Literal["auto"] | None = Field(
+        None, description="CPU threads of training; auto: the fastest in a short measurement; none: PyTorch's default"
+    )
+    channels_last: bool | Literal["auto"] = Field(False, description="memory format of training; auto: the faster, measured")
+
+    @field_validator("threads")
+    @classmethod
+    def _positive(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("at least one thread")
+        return value
 
 
 class ExportConfig(_Section):
@@ -137,10 +197,14 @@ class Recipe(_Section):
     seed: int = Field(0, ge=0, description="of everything random")
     model: ModelConfig
     data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
+    transfer: TransferConfig | None = Field(
+        None, description="a new head for a trained network; none: the network as it is built"
+    )
     train: OptimizerConfig = Field(default=OptimizerConfig(epochs=0), description="training before pruning; epochs = 0: none")  # pyright: ignore[reportCallIssue]
     prune: PruneConfig = PruneConfig()  # pyright: ignore[reportCallIssue]
     recover: RecoverConfig = RecoverConfig()  # pyright: ignore[reportCallIssue]
     functions: FunctionsConfig = FunctionsConfig()  # pyright: ignore[reportCallIssue]
+    compute: ComputeConfig = ComputeConfig()  # pyright: ignore[reportCallIssue]
     export: ExportConfig = ExportConfig()  # pyright: ignore[reportCallIssue]
 
 
@@ -177,7 +241,8 @@ def _problem(error: dict[str, Any]) -> str:
         return f"{'.'.join([*parents, leaf])}: {error['msg']}"
     section: type[BaseModel] = Recipe
     for part in parents:
-        section = cast("type[BaseModel]", section.model_fields[part].annotation)
+        annotation: Any = section.model_fields[part].annotation
+        section = next(a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel))
     return str(UnknownName.among("field", ".".join([*parents, leaf]), (".".join([*parents, f]) for f in section.model_fields)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ import torch
 
 import prunus
 from prunus.config import load_recipe, parse_recipe
-from prunus.pipeline.run import round_budget, run
+from prunus.pipeline.rounds import absolute
+from prunus.pipeline.run import run
 from prunus.sources import load_data, load_model, make_loader
 from prunus.training import evaluate
 
@@ -44,8 +46,8 @@ def test_a_run_leaves_what_it_says(finished: tuple[Path, dict[str, Any], list[st
     assert result["files"] == ["result.json", "report.html", "small.prunus", "small.onnx"]
     assert all((out / name).stat().st_size > 0 for name in result["files"])
     assert announced == [
+        "compute",
         "train",
-        "evaluate-before",
         "round-1-prune",
         "round-1-recalibrate",
         "round-1-fine-tune",
@@ -109,7 +111,20 @@ def test_rounds_take_a_geometric_path_and_compose(tmp_path: Path) -> None:
     assert row["full"] == full and row["met"] and 0.49 * full < row["achieved"] <= 0.5 * full
     first = json.loads((tmp_path / "out" / "stages" / "round-1-prune.json").read_text())
     assert 0.99 * full * 0.5**0.5 < first["after"]["macs"] <= full * 0.5**0.5
-    assert [s["stage"] for s in result["stages"]][1::3] == ["round 1: after pruning", "round 2: after pruning"]
+    assert [s["stage"] for s in result["stages"]] == [
+        "before pruning",
+        "round 1: after fine-tuning",
+        "round 2: after pruning",
+        "round 2: after recalibration",
+        "round 2: after fine-tuning",
+    ]
+    assert [(r["round"], r["macs"]) for r in result["rounds"]] == [(0, full), (1, first["after"]["macs"]), (2, row["achieved"])]
+    assert [r["accuracy"] for r in result["rounds"]] == [result["stages"][i]["accuracy"] for i in (0, 1, 4)]
+    assert result["rounds"][2]["channels"] < result["rounds"][1]["channels"] < result["rounds"][0]["channels"]
+    orders = [
+        json.loads((tmp_path / "out" / "stages" / f"round-{n}-fine-tune.json").read_text())["epochs"][0]["loss"] for n in (1, 2)
+    ]
+    assert orders[0] != orders[1] and list(result["training"])[1:] == ["round 1: fine-tuning", "round 2: fine-tuning"]
     small = prunus.load(tmp_path / "out" / "small.prunus", load_model("cifar:resnet8-projection", num_classes=4))
     assert prunus.trace(small, torch.randn(1, 3, 12, 12)).cost().macs == result["networks"]["after"]["macs"]
 
@@ -117,11 +132,82 @@ def test_rounds_take_a_geometric_path_and_compose(tmp_path: Path) -> None:
 def test_round_budget_ends_at_the_limit() -> None:
     graph = prunus.trace(load_model("cifar:resnet8-projection"), torch.randn(1, 3, 32, 32))
     budget = prunus.Budget(macs=0.25, parameters="20K", min_channels=2)
-    half, last = (round_budget(budget, graph, n, 2) for n in (1, 2))
+    half, last = absolute(budget, graph, 0.5), absolute(budget, graph)
     cost = graph.cost()
     assert half.macs == int(cost.macs * 0.5) and last.macs == int(cost.macs * 0.25)
     assert last.parameters == 20_000 and half.parameters == int((cost.parameters * 20_000) ** 0.5)
     assert half.min_channels == 2
+
+
+def test_channels_per_round_go_until_the_budget_is_met(tmp_path: Path) -> None:
+    """Molchanov's schedule: a few batches at a constant rate between removals of so many channels, then epochs at the end."""
+    tree = {
+        **TREE,
+        "prune": {"budget": {"macs": 0.5}, "criterion": "l1", "channels_per_round": 24},
+        "recover": {"steps": 3, "schedule": "constant", "final_epochs": 1, "recalibrate_batches": 0, "lr": 0.01},
+        "export": {"latency_runs": 3, "onnx": False},
+    }
+    result = run(parse_recipe(tree), tmp_path / "out")
+    channels = [row["channels"] for row in result["rounds"]]
+    removed = [a - b for a, b in itertools.pairwise(channels)]
+    assert len(removed) > 2 and set(removed[:-1]) == {24} and 0 < removed[-1] <= 24
+    macs = [row["macs"] for row in result["rounds"]]
+    assert macs[-1] <= 0.5 * macs[0] < macs[-2], "the last round, and only that, meets the budget"
+    (budget,) = result["budget"]
+    assert (
+        budget["target"] == "macs" and budget["full"] == macs[0] and budget["met"] and result["request"]["rounds"] == len(removed)
+    )
+    fine_tuned = json.loads((tmp_path / "out" / "stages" / "round-1-fine-tune.json").read_text())["epochs"]
+    assert [(e["epoch"], e["lr"]) for e in fine_tuned] == [(1, 0.01)]
+    assert len(result["training"]["final fine-tuning"]) == 1 and result["stages"][-1]["stage"] == "after the final fine-tuning"
+
+
+TRANSFER = {
+    "name": "transfer",
+    "model": {"source": "cifar:resnet8-projection", "arguments": {"num_classes": 7}},
+    "data": {"source": "fake:3x12x12x4"},
+    "transfer": {"epochs": 3, "lr": 0.1},
+    "prune": {"budget": {"macs": 0.6}, "criterion": "l1", "tolerance": 0.05},
+    "recover": {"epochs": 0, "recalibrate_batches": 0},
+    "compute": {"threads": 1, "channels_last": "auto"},
+    "export": {"latency_runs": 3, "onnx": False},
+}
+
+
+def test_a_new_head_learns_on_a_frozen_network(tmp_path: Path) -> None:
+    tree = {**TRANSFER, "train": {"epochs": 1, "lr": 0.01}}
+    result = run(parse_recipe(tree), tmp_path / "out")
+    assert [s["stage"] for s in result["stages"]][:2] == ["after training the head", "before pruning"]
+    assert list(result["training"]) == ["training the head", "training"] and len(result["training"]["training the head"]) == 3
+    fresh = load_model("cifar:resnet8-projection", num_classes=7, seed=0)
+    headed = load_model("cifar:resnet8-projection", num_classes=4)
+    state = prunus.load(tmp_path / "out" / "stages" / "transfer.prunus", headed).state_dict()
+    frozen = [n for n in fresh.state_dict() if not n.startswith("linear.")]
+    assert all(torch.equal(fresh.state_dict()[n], state[n]) for n in frozen), "the head alone learns, batch norm neither"
+    base = prunus.load(tmp_path / "out" / "stages" / "base.prunus", headed).state_dict()
+    assert not torch.equal(base["conv1.weight"], state["conv1.weight"])
+    assert any("on the features of 512 images, computed once" in note for note in result["notes"])
+    assert result["compute"]["threads"] == 1 and len(result["compute"]["measured"]) == 2
+
+
+def test_kept_features_and_the_frozen_network_give_the_same_head(tmp_path: Path) -> None:
+    """Without augmentation both ways see the same numbers in the same order."""
+    plain = run(parse_recipe(TRANSFER), tmp_path / "features")
+    through = run(parse_recipe({**TRANSFER, "transfer": {**TRANSFER["transfer"], "augment": True}}), tmp_path / "network")
+    assert any("through the frozen network, on augmented images" in note for note in through["notes"])
+    for a, b in zip(plain["training"]["training the head"], through["training"]["training the head"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["accuracy"] == b["accuracy"]
+
+
+def test_images_are_prepared_as_the_network_was_trained(tmp_path: Path) -> None:
+    tree = {**TRANSFER, "model": {"source": "timm:test_resnet"}, "data": {"source": "fake:3x32x32x4"}, "compute": {}}
+    pytest.importorskip("timm")
+    result = run(parse_recipe(tree), tmp_path / "own")
+    assert result["data"]["normalised_by"] == "the network's own" and result["data"]["mean"] == [0.5, 0.5, 0.5]
+    given = {**tree, "data": {"source": "fake:3x32x32x4", "mean": [0.25] * 3, "std": [0.5] * 3}}
+    result = run(parse_recipe(given), tmp_path / "given")
+    assert result["data"]["normalised_by"] == "the recipe" and result["data"]["mean"] == [0.25] * 3
+    assert result["data"]["counts"]["train"] == [128] * 4 and len(result["samples"]["rows"]) == 12
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import copy
+import struct
+import zlib
 from typing import Any
 
 
@@ -118,4 +122,105 @@ def sample_result(num_groups: int = 12) -> dict[str, Any]:
         "warnings": [],
         "recipe": {"name": "digits", "model": {"source": "cifar:resnet20"}, "prune": {"budget": {"macs": 0.4}, "rounds": 1}},
         "files": ["result.json", "small.onnx", "small.prunus"],
+    }
+
+
+def png(side: int, grey: int = 128) -> str:
+    """A data URI of a flat grey square."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    rows = zlib.compress(side * (b"\0" + bytes([grey]) * side))
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def _sample(label: str, before: tuple[str, float], after: tuple[str, float], side: int = 112) -> dict[str, Any]:
+    answers = {which: {"name": n, "probability": p} for which, (n, p) in (("before", before), ("after", after))}
+    return {"image": png(side, 90 if label == "cat" else 160), "label": label, **answers}
+
+
+def photo_result(num_rounds: int = 5, classes: tuple[str, ...] = ("cat", "dog")) -> dict[str, Any]:
+    """A result with every optional key: cats and dogs, one in so many rounds."""
+    result = copy.deepcopy(sample_result(40))
+    result |= {"name": "cats_dogs", "command": "prunus run recipes/cats_dogs.toml --out runs/cats_dogs"}
+    result["request"] |= {"model": "torchvision:mobilenet_v2", "data": "folder:cats_dogs.zip", "rounds": num_rounds}
+    number = len(classes)
+    result["stages"] = [_stage("before pruning", 0.9775, number)]
+    result["training"] = {"head": epochs(6, 0.5, 0.01), "training": epochs(4, 0.2, 0.002)}
+    result["rounds"] = [_round(0, 1.0, 0.9775)]
+    for n in range(1, num_rounds + 1):
+        title = f"round {n}: after" if num_rounds > 1 else "after"
+        for stage, accuracy in (
+            ("pruning", 0.93 - 0.03 * n),
+            ("recalibration", 0.95 - 0.01 * n),
+            ("fine-tuning", 0.978 - 0.002 * n),
+        ):
+            result["stages"].append(_stage(f"{title} {stage}", accuracy, number))
+        result["training"][f"round {n}: fine-tuning"] = epochs(3, 0.3, 0.01)
+        result["rounds"].append(_round(n, 0.5 ** (n / num_rounds), 0.978 - 0.002 * n))
+    result["data"] = {
+        "classes": list(classes),
+        "counts": {split: [size - 2 * (n % 2) for n in range(number)] for split, size in (("train", 1000), ("validation", 200))}
+        | {"test": [400] * number},
+        "imbalance": 1000 / 998,
+        "damaged": {
+            "train": {"count": 2, "names": ["train/dog/11702.jpg", "train/cat/666.jpg"]},
+            "test": {"count": 0, "names": []},
+        },
+        "input_shape": [3, 160, 160],
+        "augment": "resized-crop-flip, colour 0.2",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "normalised_by": "the network's own",
+    }
+    result["samples"] = {
+        "note": "4 of 128 test images drawn at random; those on which the networks disagree (2 of the 128) come first",
+        "rows": [
+            _sample("cat", ("cat", 0.913), ("dog", 0.614)),
+            _sample("dog", ("cat", 0.552), ("dog", 0.871)),
+            _sample("dog", ("dog", 0.9996), ("dog", 0.992)),
+            _sample("cat", ("dog", 0.7), ("dog", 0.83), side=8),
+        ],
+    }
+    result["compute"] = {
+        "threads": 2,
+        "channels_last": True,
+        "training_images_per_second": {"head": 812.0, "training": 31.0, "fine-tuning": 45.2},
+        "measured": [
+            {"threads": 1, "channels_last": False, "images_per_second": 11.6},
+            {"threads": 1, "channels_last": True, "images_per_second": 14.9},
+            {"threads": 2, "channels_last": False, "images_per_second": 21.3},
+            {"threads": 2, "channels_last": True, "images_per_second": 26.75},
+        ],
+    }
+    return result
+
+
+def _stage(stage: str, accuracy: float, classes: int) -> dict[str, Any]:
+    wrong = round(400 * (1 - accuracy))
+    matrix = [
+        [400 - wrong - n % 3 if n == m else (wrong + n % 3) * (m == (n + 1) % classes) for m in range(classes)]
+        for n in range(classes)
+    ]
+    pairs = sorted(([n, m, matrix[n][m]] for n in range(classes) for m in range(classes) if n != m), key=lambda p: -p[2])
+    right = sum(matrix[n][n] for n in range(classes)) / (400 * classes)
+    return {
+        **{"stage": stage, "split": "test", "accuracy": right, "loss": 1.3 - right, "count": 400 * classes, "seconds": 14.2},
+        **{"top5": min(1.0, right + 0.02) if classes > 5 else None, "balanced_accuracy": right},
+        **{"confusion": matrix if classes <= 50 else None, "most_confused": [p for p in pairs if p[2]][:10]},
+    }
+
+
+def _round(number: int, share: float, accuracy: float) -> dict[str, Any]:
+    return {
+        **{
+            "round": number,
+            "macs": int(154_000_000 * share),
+            "parameters": int(2_226_434 * share),
+            "channels": int(11_000 * share),
+        },
+        **{"accuracy": accuracy, "split": "test", "after": f"round {number}: after fine-tuning" if number else "before pruning"},
     }

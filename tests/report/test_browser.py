@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from prunus.report import write_report
-from report.sample import sample_result
+from report.sample import photo_result, sample_result
 
 pytest.importorskip("plotly")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
@@ -36,6 +36,11 @@ addEventListener("load", () => setTimeout(() => {
     drawn: places.map((place) => document.querySelectorAll("#" + place + " .main-svg .trace").length),
     bars: document.querySelectorAll("#plot-widths .point path").length,
     plotWidths: places.map((place) => document.querySelector("#" + place + " .main-svg").getBoundingClientRect().width),
+    cropped: [...document.querySelectorAll(".plot .main-svg text")].filter((text) => {
+      const [inner, outer] = [text, text.closest(".plot")].map((element) => element.getBoundingClientRect());
+      return inner.width > 0 && (inner.left < outer.left - 1 || inner.right > outer.right + 1);
+    }).map((text) => text.textContent),
+    pictures: [...document.querySelectorAll(".samples img")].map((image) => [image.naturalWidth, image.width]),
     background: style(document.body, "backgroundColor"),
     paper: style(document.querySelector("#plot-widths .main-svg"), "backgroundColor"),
     card: style(document.querySelector("main section"), "backgroundColor"),
@@ -43,7 +48,7 @@ addEventListener("load", () => setTimeout(() => {
     problems,
   }), "*");
 }, 500));
-</script></head>""".replace("PLACES", json.dumps(PLACES))
+</script></head>"""
 
 
 def browse(folder, page, *flags):
@@ -58,10 +63,10 @@ def browse(folder, page, *flags):
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
-def inspect(folder, result, width, *flags):
+def inspect(folder, result, width, *flags, places=PLACES):
     write_report(result, folder / "report.html")
     text = (folder / "report.html").read_text(encoding="utf-8")
-    (folder / "page.html").write_text(text.replace("</head>", PROBE, 1), encoding="utf-8")
+    (folder / "page.html").write_text(text.replace("</head>", PROBE.replace("PLACES", json.dumps(places)), 1), encoding="utf-8")
     (folder / "frame.html").write_text(FRAME.format(width=width), encoding="utf-8")
     dom, console = browse(folder, folder / "frame.html", *flags)
     title = re.search(r"<title>(.*?)</title>", dom, re.DOTALL)
@@ -90,11 +95,31 @@ def test_it_fits_the_screen_in_either_colour_scheme(tmp_path, number, width, dar
     found, console = inspect(tmp_path, result, width, *(["--blink-settings=preferredColorScheme=0"] if dark else []))
     assert console == [] and found["problems"] == [] and found["requests"] == []
     assert found["client"] <= width and found["scroll"] <= found["client"] and found["wide"] == []
-    assert found["bars"] == 2 * number
+    assert found["bars"] == 2 * number and found["cropped"] == []
     assert found["drawn"][0] == 1 and found["drawn"][2:] == [2, 2]
     assert all(150 < plot <= width for plot in found["plotWidths"])
     assert found["background"] == ("rgb(23, 20, 26)" if dark else "rgb(246, 244, 241)")
     assert found["paper"].replace(" ", "") == ("rgb(33,29,37)" if dark else "rgb(255,255,255)")
+
+
+@pytest.mark.parametrize(
+    ("result", "dark"), [(photo_result(1), False), (photo_result(20, tuple(f"class {n}" * 3 for n in range(10))), True)]
+)
+def test_a_full_result_fits_a_phone(tmp_path, result, dark):
+    places = [
+        "plot-confusion-first",
+        "plot-confusion-last",
+        "plot-stages",
+        *(["plot-rounds"] if len(result["rounds"]) > 2 else []),
+    ]
+    flags = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    found, console = inspect(tmp_path, result, 390, *flags, places=places)
+    assert console == [] and found["problems"] == [] and found["cropped"] == []
+    assert all(name.startswith("data:image/png;base64,") for name in found["requests"])
+    assert found["scroll"] <= found["client"] <= 390 and found["wide"] == []
+    assert found["drawn"][2:] == [1] * (len(places) - 2)
+    assert all(150 < plot <= 390 for plot in found["plotWidths"])
+    assert found["pictures"] == [[112, 112], [112, 112], [112, 112], [8, 112]]
 
 
 def test_markup_in_names_does_not_run(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 
 from prunus.errors import ExportError
 from prunus.report import page, write_report
-from report.sample import sample_result
+from report.sample import photo_result, sample_result
 
 pytest.importorskip("plotly")
 
@@ -147,23 +147,98 @@ def poisoned(value):
     return value
 
 
-def test_markup_in_any_text_stays_text(small_plotly):
-    result = sample_result()
+@pytest.mark.parametrize("made", [sample_result, photo_result, lambda: photo_result(3, tuple("abcdefghijklmnopqrstu"))])
+def test_markup_in_any_text_stays_text(small_plotly, made):
+    result = made()
     harmless = Reader(page.render(result | {"warnings": ["w"]}))
     result = poisoned(result | {"warnings": ["w"]})
     for field in ("training", "unsupported_ops", "environment", "recipe", "request"):
         result[field] = {key + HOSTILE if field != "request" or key == "keep" else key: v for key, v in result[field].items()}
+    for stage in result["stages"]:
+        stage["split"] = stage["split"].removesuffix(HOSTILE)  # confusion is shown of this split alone
     text = page.render(copy.deepcopy(result))
     found = Reader(text)
     assert [tag for tag, _ in found.elements] == [tag for tag, _ in harmless.elements]
     assert not [attrs for _, attrs in found.elements if any(name.startswith("on") for name in attrs)]
     assert json.loads(found.scripts["result"]) == result
-    assert "<img" not in text and "onerror=alert(1)&gt;" in text
+    assert "<img src=x" not in text and "onerror=alert(1)&gt;" in text
     figures = found.scripts["figures"]
     assert "<" not in figures
     # Plotly understands a few tags in its texts, so that names are escaped once more for it.
     assert "&lt;img src=x" in json.loads(figures)["plot-widths"]["data"][0]["customdata"][0]
     assert "<img" not in json.dumps(json.loads(figures))
+
+
+def test_names_of_splits_and_phases_stay_text_too(small_plotly):
+    result = photo_result()
+    result["data"]["counts"] = {key + HOSTILE: value for key, value in result["data"]["counts"].items()}
+    result["data"]["damaged"] = {"train" + HOSTILE: {"count": 1, "names": [HOSTILE]}}
+    rates = result["compute"]["training_images_per_second"]
+    result["compute"]["training_images_per_second"] = {key + HOSTILE: value for key, value in rates.items()}
+    text = page.render(result)
+    assert text.count("<img") == text.count('<img src="data:image/png;base64,') == 4
+
+
+def test_a_picture_that_is_none_is_not_loaded(small_plotly):
+    result = photo_result()
+    for n, address in enumerate(
+        ("https://example.org/a.png", "data:text/html;base64,AAAA", "data:image/svg+xml;base64,AAAA", "")
+    ):
+        result["samples"]["rows"][n]["image"] = address
+    images = [attrs for tag, attrs in Reader(page.render(result)).elements if tag == "img"]
+    assert [attrs["src"] for attrs in images] == ["data:,"] * 4
+
+
+def test_an_old_result_has_none_of_the_newer_parts(reader):
+    identifiers = {attrs["id"] for _, attrs in reader.elements if "id" in attrs}
+    assert not identifiers & {"data", "pictures", "plot-rounds", "plot-confusion-first"}
+    for words in ("Pictures", "Round by round", "confused", "balanced", "top-5", "Speed of training"):
+        assert words not in reader.text
+
+
+def test_sections_and_links_of_a_full_result(small_plotly):
+    found = Reader(page.render(photo_result()))
+    links = [attrs["href"] for tag, attrs in found.elements if tag == "a" and attrs["href"].startswith("#")]
+    assert {"#pictures", "#data"} <= set(links)
+    test_headings_and_tables_have_their_structure(found)
+    places = {attrs["id"] for _, attrs in found.elements if attrs.get("class", "").startswith("plot")}
+    assert places == set(json.loads(found.scripts["figures"]))
+    for words in (
+        "Accuracy in percent at every stage of the run, of the rounds only the last",
+        "Training loss over the epochs, one line per phase",
+        "Confusion, round 5: after fine-tuning",
+    ):
+        assert words in found.text
+    found = Reader(page.render(photo_result(1)))
+    assert "of the rounds only the last" not in found.text and "one line per phase" not in found.text
+
+
+def test_balanced_accuracy_is_on_the_card_where_classes_are_uneven(small_plotly):
+    result = photo_result()
+    result["stages"][0]["balanced_accuracy"], result["stages"][-1]["balanced_accuracy"] = 0.8412, 0.8321
+    assert "from 84.1 %" not in Reader(page.render(result)).text
+    result["data"]["imbalance"] = 2.4
+    assert "balanced 83.2 %, from 84.1 %" in Reader(page.render(result)).text
+    for stage in result["stages"]:
+        del stage["balanced_accuracy"]
+    assert "; balanced 8" not in Reader(page.render(result)).text
+
+
+def test_the_summary_starts_before_pruning(small_plotly):
+    result = sample_result()
+    result["stages"].insert(0, result["stages"][0] | {"stage": "after training the head", "accuracy": 0.9})
+    assert "accuracy goes from 99.2 % to 98.8 %" in Reader(page.render(result)).text
+    result["stages"] = result["stages"][:2]
+    assert "accuracy goes" not in Reader(page.render(result)).text  # the end is missing
+
+
+def test_columns_of_the_evaluations_are_those_that_some_stage_has(small_plotly):
+    result = photo_result(1)
+    text = Reader(page.render(result)).text
+    assert "stage accuracy balanced loss split images time before pruning 97.6 % 97.6 % 0.32375 test 800 14.2 s" in text
+    result["stages"][1] |= {"top5": 0.9987, "balanced_accuracy": None}
+    text = Reader(page.render(result)).text
+    assert "stage accuracy top-5 balanced loss" in text and "after pruning 89.9 % 99.9 % \u2013" in text
 
 
 def test_a_file_name_cannot_become_a_scheme(small_plotly):
@@ -175,7 +250,7 @@ def test_a_file_name_cannot_become_a_scheme(small_plotly):
 
 def test_the_page_loads_nothing(reader):
     for tag, attrs in reader.elements:
-        assert tag not in ("link", "iframe", "object", "embed", "base"), tag
+        assert tag not in ("img", "link", "iframe", "object", "embed", "base"), tag
         assert not {"src", "srcset", "data", "poster", "action", "background"} & attrs.keys(), (tag, attrs)
     policy = next(attrs["content"] for tag, attrs in reader.elements if attrs.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'") and "http" not in policy

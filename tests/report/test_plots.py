@@ -6,15 +6,17 @@ import re
 
 import pytest
 
-from prunus.report.plots import curve_figure, figures, stages_figure, widths_figure
-from report.sample import groups, sample_result
+from prunus.report.plots import curve_figure, figures, stages_figure, stages_shown, widths_figure
+from report.sample import groups, photo_result, sample_result
 
 
 def color_free(value, key=""):
     """The figure with a colour that plotly's validator knows in place of every CSS variable."""
     if isinstance(value, dict):
         return {k: color_free(v, k) for k, v in value.items()}
-    return "#123456" if isinstance(value, str) and key.endswith("color") and value.startswith("var(") else value
+    if isinstance(value, list):
+        return [color_free(item, key) for item in value]
+    return "#123456" if isinstance(value, str) and key.endswith(("color", "colorscale")) and value.startswith("var(") else value
 
 
 @pytest.mark.parametrize("number", [1, 3, 150])
@@ -22,6 +24,14 @@ def test_plotly_accepts_every_figure(number):
     graph_objects = pytest.importorskip("plotly.graph_objects")
     drawn = figures(sample_result(number))
     assert list(drawn) == ["plot-stages", "plot-widths", "plot-loss", "plot-accuracy"]
+    for figure in drawn.values():
+        graph_objects.Figure(color_free(figure))
+
+
+def test_plotly_accepts_the_optional_figures():
+    graph_objects = pytest.importorskip("plotly.graph_objects")
+    drawn = figures(photo_result())
+    assert list(drawn)[-3:] == ["plot-rounds", "plot-confusion-first", "plot-confusion-last"]
     for figure in drawn.values():
         graph_objects.Figure(color_free(figure))
 
@@ -78,6 +88,43 @@ def test_many_stages_run_downwards_and_splits_are_apart():
     assert figure["layout"]["yaxis"]["ticktext"][6] == "round 7: after pruning"
 
 
+def test_labels_downwards_have_a_margin_of_their_own():
+    """They stand to the right of the marks: at 100 % they were cut off where the plot is narrow."""
+    stages = [
+        {"stage": f"stage {n}", "split": "test", "accuracy": share, "count": 5} for n, share in enumerate((1, 0.1, 0.5, 0.4, 1))
+    ]
+    figure = stages_figure(stages)
+    assert figure["layout"]["margin"]["r"] == 60 and figure["layout"]["xaxis"]["range"][1] < 105
+    # a valley's label goes to the left, unless the names of the stages are there
+    assert figure["data"][0]["textposition"] == ["middle right", "middle right", "middle right", "middle left", "middle right"]
+
+
+def test_long_names_run_downwards_however_few():
+    stages = [{"stage": f"round {n}: after recalibration", "split": "test", "accuracy": 0.5, "count": 5} for n in range(2)]
+    assert stages_figure(stages)["data"][0]["y"] == [0, 1]
+
+
+def test_of_many_rounds_the_stages_of_the_last_are_shown():
+    few, many = photo_result(4), photo_result(12)
+    many["stages"].append(many["stages"][0] | {"stage": "after final fine-tuning"})
+    assert stages_shown(few) == few["stages"] and len(few["stages"]) == 13
+    assert [s["stage"] for s in stages_shown(many)] == [
+        "before pruning",
+        "round 12: after pruning",
+        "round 12: after recalibration",
+        "round 12: after fine-tuning",
+        "after final fine-tuning",
+    ]
+    del many["rounds"]  # without the plot of rounds, nothing else would show them
+    assert stages_shown(many) == many["stages"]
+
+
+def test_many_phases_have_no_legend():
+    few, many = (curve_figure({f"phase {n}": sample_result()["training"]["train"] for n in range(k)}, "loss", "") for k in (3, 4))
+    assert (few["layout"]["showlegend"], many["layout"]["showlegend"]) == (True, False)
+    assert many["data"][3]["hovertemplate"].startswith("phase 3<br>") and "phase" not in few["data"][2]["hovertemplate"]
+
+
 def test_phases_follow_one_another():
     train, tune = curve_figure(sample_result()["training"], "loss", "loss")["data"]
     assert train["x"] == list(range(1, 13)) and tune["x"] == list(range(13, 19))
@@ -101,7 +148,7 @@ def test_epochs_without_accuracy_leave_gaps_and_none_at_all_no_figure():
 def test_colours_are_variables_of_the_style_sheet():
     from prunus.report.page import _resource
 
-    text = str(figures(sample_result(30)))
+    text = str(figures(sample_result(30) | {k: photo_result()[k] for k in ("stages", "rounds", "data")}))
     assert not re.search(r"#[0-9a-fA-F]{3,8}\b|rgb", text)
     used = set(re.findall(r"var\((--[\w-]+)\)", text))
     light, dark = _resource("style.css").split("prefers-color-scheme: dark", 1)

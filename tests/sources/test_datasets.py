@@ -1,4 +1,4 @@
-"""Digits, fake images, augmentation, splits and loaders."""
+"""Digits, fake images, augmentation and splits."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from prunus.errors import DataError, UnknownName
-from prunus.sources import DataBundle, load_data, make_loader
-from prunus.sources.bundle import hold_out, limit
+from prunus.sources import load_data
+from prunus.sources.splits import draw_share, hold_out, limit
+from prunus.sources.transforms import evaluation_transform, training_transform
 
 
 def stack(dataset: Any) -> tuple[Tensor, list[int]]:
@@ -19,17 +21,16 @@ def stack(dataset: Any) -> tuple[Tensor, list[int]]:
     return torch.stack(images), list(labels)
 
 
-def test_digits_are_split_once_and_for_all() -> None:
-    data, other = load_data("digits", seed=0), load_data("digits", seed=5)
-    assert (len(data.train) + len(data.validation), len(data.test)) == (1297, 500)
+def test_splits_are_the_same_for_every_seed() -> None:
+    data, other = load_data("digits", seed=0, train_limit=100), load_data("digits", seed=5, train_limit=100)
+    assert (len(data.train), len(data.test)) == (100, 500)
     assert len(data.validation) == pytest.approx(130, abs=5)
     assert data.input_shape == (1, 8, 8)
     assert data.class_names == tuple("0123456789") and data.num_classes == 10
-    assert torch.equal(stack(data.test)[0], stack(other.test)[0])
-    assert stack(data.validation)[1] != stack(other.validation)[1] or not torch.equal(
-        stack(data.validation)[0], stack(other.validation)[0]
-    )
+    for part in ("train", "validation", "test", "calibration"):
+        assert torch.equal(stack(getattr(data, part))[0], stack(getattr(other, part))[0])
     assert not set(data.train.indices) & set(data.validation.indices)
+    assert data.validation.indices[:6] == [12, 23, 25, 37, 43, 46]  # and with every version of Prunus
 
 
 def test_digits_keep_their_pixels_and_are_normalised() -> None:
@@ -90,6 +91,62 @@ def test_crop_flip_moves_by_four_pixels_and_mirrors() -> None:
     assert 10 < sum(straight) < 50
 
 
+def test_min_area_bounds_the_crop() -> None:
+    """On a ramp of columns, a crop of nearly the whole square image spans nearly the whole ramp."""
+    ramp = torch.linspace(0, 1, 64).expand(3, 64, 64)
+
+    def spans(min_area: float) -> list[float]:
+        crop = training_transform("resized-crop-flip", (64, 64), None, (0.0,) * 3, (1.0,) * 3, min_area)
+        return [(out.max() - out.min()).item() for out in (crop(ramp) for _ in range(200))]
+
+    # 90 % of the area, 3/4 to 4/3 as wide as high: at least sqrt(0.9 * 3 / 4) of the width.
+    assert min(spans(0.9)) > (0.9 * 3 / 4) ** 0.5 - 0.05
+    assert min(spans(0.08)) < 0.5
+    assert sum(spans(0.08)) < sum(spans(0.5)) < sum(spans(0.9))
+
+
+@pytest.mark.parametrize("source", ["fake:3x8x8x2", "digits"])
+@pytest.mark.parametrize("augment", ["none", "shift", "crop-flip", "resized-crop-flip"])
+def test_colour_changes_training_images_only(source: str, augment: str) -> None:
+    data = load_data(source, augment=augment, colour=0.4)
+    state = torch.get_rng_state()
+    assert torch.equal(data.calibration[0][0], load_data(source).calibration[0][0])
+    assert torch.equal(data.validation[0][0], load_data(source).validation[0][0])
+    assert torch.equal(state, torch.get_rng_state())
+    first = data.train[0][0]
+    assert not torch.equal(first, data.train[0][0])
+    torch.set_rng_state(state)
+    assert torch.equal(first, data.train[0][0])
+
+
+def test_colour_scales_within_its_bounds() -> None:
+    """A grey image has no saturation and no contrast to change: what is left is the brightness."""
+    grey = Image.new("RGB", (4, 4), (100, 100, 100))
+    jitter = training_transform("none", (4, 4), None, (0.0,) * 3, (1.0,) * 3, colour=0.3)
+    values = torch.tensor([jitter(grey).mean().item() for _ in range(300)]) * 255 / 100
+    assert 0.69 < values.min() < 0.75 and 1.25 < values.max() < 1.31
+
+
+def test_colour_scales_saturation() -> None:
+    """Brightness and contrast scale the distance of two grey pixels and of two channels alike; saturation the latter alone."""
+    image = Image.new("RGB", (3, 1))
+    for x, pixel in enumerate([(90, 90, 90), (130, 130, 130), (125, 105, 95)]):
+        image.putpixel((x, 0), pixel)
+    jitter = training_transform("none", (1, 3), None, (0.0,) * 3, (1.0,) * 3, colour=0.3)
+    ratios = [
+        ((out[0, 0, 2] - out[2, 0, 2]) / (out[0, 0, 1] - out[0, 0, 0])).item() for out in (jitter(image) for _ in range(200))
+    ]
+    assert 0.45 < min(ratios) < 0.6 and 0.9 < max(ratios) < 1.05  # 0.75 as it is, times 0.7 to 1.3, and rounding
+
+
+def test_normalisation_of_bytes_is_exact_and_laid_out_channel_by_channel() -> None:
+    pixels = torch.arange(2 * 5 * 3, dtype=torch.uint8).view(2, 5, 3) * 8
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    result = evaluation_transform(None, mean, std)(Image.fromarray(pixels.numpy()))
+    expected = (pixels.permute(2, 0, 1) / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert torch.equal(result, expected) and result.is_contiguous()
+
+
 def test_resized_crop_flip_keeps_the_shape_and_varies() -> None:
     data = load_data("fake:3x16x16x2", augment="resized-crop-flip", image_size=12)
     first, second = data.train[0][0], data.train[0][0]
@@ -125,11 +182,11 @@ def test_mean_and_std_are_applied() -> None:
 
 
 def test_train_limit_balances_classes_and_calibration_follows() -> None:
-    data = load_data("digits", train_limit=53, seed=2)
+    data = load_data("digits", train_limit=53)
     counts = Counter(data.train.labels)
     assert len(data.train) == 53 and set(counts.values()) == {5, 6}
     assert data.train.indices == data.calibration.indices
-    assert len(data.validation) == len(load_data("digits", seed=2).validation)
+    assert len(data.validation) == len(load_data("digits").validation)
     assert len(load_data("digits", train_limit=10**6).train) == len(load_data("digits").train)
 
 
@@ -148,6 +205,12 @@ def test_hold_out_takes_the_same_share_of_every_class() -> None:
         hold_out([0, 0, 1], 0.1, seed=0)
 
 
+def test_draw_share_leaves_the_last_of_a_group() -> None:
+    assert draw_share([7, 8, 8], 0.25, seed=0)[0][0] == 0
+    rest, drawn = draw_share([7, 8, 8], 0.25, seed=0)
+    assert len(drawn) == 1 and sorted(rest + drawn) == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -158,6 +221,12 @@ def test_hold_out_takes_the_same_share_of_every_class() -> None:
         ({"train_limit": 0}, "train_limit=0 leaves no training image"),
         ({"validation_fraction": 1.0}, "validation_fraction=1.0 is a share of the training images, between 0 and 1"),
         ({"image_size": 0}, "image_size=0 is a number of pixels"),
+        ({"colour": -0.1}, "colour=-0.1 is the strength of random brightness, contrast and saturation, from 0 to below 1"),
+        ({"colour": 1.0}, "colour=1.0 is the strength"),
+        ({"min_area": 0.0, "augment": "resized-crop-flip"}, "min_area=0.0 is a share of an image's area, above 0 and at most 1"),
+        ({"min_area": 1.1, "augment": "resized-crop-flip"}, "min_area=1.1 is a share"),
+        ({"min_area": 0.5, "augment": "shift"}, "min_area=0.5 acts on augment='resized-crop-flip' only, and augment is 'shift'"),
+        ({"download": True}, "there is nothing to download for 'digits': only cifar10:PATH can be fetched"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
@@ -165,51 +234,18 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> Non
         load_data("digits", **settings)
 
 
+def test_colour_needs_one_or_three_channels() -> None:
+    with pytest.raises(DataError, match=r"colour=0.2 needs images of 1 or 3 channels, and these have 2: set it to 0"):
+        load_data("fake:2x8x8x2", colour=0.2)
+
+
 def test_unknown_names() -> None:
     with pytest.raises(UnknownName, match=r"unknown data source 'digit': did you mean digits"):
         load_data("digit")
     with pytest.raises(UnknownName, match=r"unknown data source 'folder:'"):
         load_data("folder:")
+    for source in ("cifar10", "elpv:", "digits:8", "mnist:", "fashion-mnist"):
+        with pytest.raises(UnknownName, match=rf"unknown data source '{source}': did you mean"):
+            load_data(source)
     with pytest.raises(UnknownName, match=r"unknown augmentation 'flip': did you mean crop-flip"):
         load_data("digits", augment="flip")
-
-
-def batches(data: DataBundle, workers: int) -> list[Tensor]:
-    torch.manual_seed(4)
-    loader = make_loader(data.train, batch_size=100, shuffle=True, workers=workers)
-    return [images for _ in range(2) for images, _ in loader]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_loader_order_and_augmentation_follow_the_global_seed(workers: int) -> None:
-    data = load_data("fake:1x8x8x2", augment="shift")
-    first, again = batches(data, workers), batches(data, workers)
-    assert [len(b) for b in first] == [100, 100, 100, 100, 100, 12] * 2
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0], first[6])
-
-
-def test_second_epoch_of_workers_repeats_from_its_own_seed() -> None:
-    """What a resumed run needs: epoch 2 depends on the random state at its start, not on epoch 1 having been run."""
-    loader = make_loader(load_data("fake:1x8x8x2", augment="shift").train, batch_size=256, shuffle=True, workers=1)
-    for _ in loader:
-        pass
-    torch.manual_seed(9)
-    second = next(iter(loader))[0]
-    fresh = make_loader(load_data("fake:1x8x8x2", augment="shift").train, batch_size=256, shuffle=True, workers=1)
-    torch.manual_seed(9)
-    assert torch.equal(second, next(iter(fresh))[0])
-
-
-def test_loader_labels_are_class_indices_and_short_batches_can_be_dropped() -> None:
-    data = load_data("digits")
-    loader = make_loader(data.test, batch_size=64, shuffle=False, drop_last=True)
-    sizes = [(images.shape, labels.dtype) for images, labels in loader]
-    assert sizes == [((64, 1, 8, 8), torch.int64)] * 7
-
-
-def test_loader_that_would_yield_nothing() -> None:
-    with pytest.raises(DataError, match="0 images give no batch of 4"):
-        make_loader(torch.utils.data.TensorDataset(torch.zeros(0, 1)), batch_size=4, shuffle=True)
-    with pytest.raises(DataError, match="500 images give no batch of 512: the last one is dropped"):
-        make_loader(load_data("digits").test, batch_size=512, shuffle=True, drop_last=True)

@@ -82,7 +82,7 @@ def test_archive_inside_one_folder_with_nested_and_foreign_files(tmp_path: Path)
 
 
 def test_validation_is_held_out_of_training_images_class_by_class(tmp_path: Path) -> None:
-    data = load_data(place(tmp_path, files({"train": 20, "test": 2})), validation_fraction=0.25, seed=1, augment="shift")
+    data = load_data(place(tmp_path, files({"train": 20, "test": 2})), validation_fraction=0.25, augment="shift")
     assert sorted(data.validation.labels) == [0] * 5 + [1] * 5
     assert sorted(data.train.indices + data.validation.indices) == list(range(40))
     assert torch.equal(data.validation[0][0], data.validation[0][0])  # without the augmentation of training
@@ -108,9 +108,12 @@ def test_images_of_different_sizes_need_an_image_size(tmp_path: Path) -> None:
 
 def test_a_size_that_was_not_looked_at_is_told_when_it_is_loaded(tmp_path: Path) -> None:
     content = files({"train": 2, "test": 150}, size=(2, 2)) | {"test/cat/01.png": png(size=(3, 2))}
-    data = load_data(place(tmp_path, content, "zip"), validation_fraction=0.5)
+    source = place(tmp_path, content, "zip")
+    data = load_data(source, validation_fraction=0.5, check_images=False)
     with pytest.raises(DataError, match=r"test/cat/01.png is 2x3 pixels"):
         data.test[1]
+    with pytest.raises(DataError, match=r"test/cat/01.png is 2x3 pixels"):
+        load_data(source, validation_fraction=0.5)
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
@@ -119,7 +122,7 @@ def test_damaged_images_are_named(tmp_path: Path, kind: str) -> None:
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG")
     content = files(FULL) | {"test/cat/x.jpg": b"no image", "test/dog/y.jpg": buffer.getvalue()[:900]}
-    data = load_data(place(tmp_path, content, kind), image_size=4)
+    data = load_data(place(tmp_path, content, kind), image_size=4, check_images=False)
     with pytest.raises(DataError, match=r"test/cat/x.jpg in .*photos.* is damaged or no image \(UnidentifiedImageError"):
         data.test[3]
     with pytest.raises(DataError, match=r"test/dog/y.jpg in .* is damaged or no image \(OSError.*: mend or remove it"):
@@ -127,7 +130,7 @@ def test_damaged_images_are_named(tmp_path: Path, kind: str) -> None:
 
 
 def test_damaged_image_is_named_by_workers_too(tmp_path: Path) -> None:
-    data = load_data(place(tmp_path, files(FULL) | {"test/cat/x.jpg": b"no image"}, "zip"), image_size=4)
+    data = load_data(place(tmp_path, files(FULL) | {"test/cat/x.jpg": b"no image"}, "zip"), image_size=4, check_images=False)
     with pytest.raises(DataError, match=r"test/cat/x.jpg in .* is damaged or no image"):
         list(make_loader(data.test, batch_size=7, shuffle=False, workers=1))
 
@@ -140,7 +143,7 @@ def test_damaged_zip_members_are_named(tmp_path: Path) -> None:
         start = archive.getinfo("test/cat/00.png").header_offset
     content[start + 60] ^= 0xFF
     path.write_bytes(content)
-    data = load_data(source, image_size=4)
+    data = load_data(source, image_size=4, check_images=False)
     with pytest.raises(DataError, match=r"test/cat/00.png in .*photos.zip can't be read: Bad CRC-32"):
         data.test[0]
 
@@ -159,7 +162,7 @@ def test_other_pixel_formats_become_rgb(tmp_path: Path, mode: str, color: int, e
 def test_sixteen_bit_pixels_are_refused(tmp_path: Path) -> None:
     content = files(FULL) | {"test/cat/00.png": png(40_000, mode="I;16")}
     with pytest.raises(DataError, match=r"test/cat/00.png in .* has pixels of more than 8 bits \(I;16\): convert it to 8 bits"):
-        load_data(place(tmp_path, content)).test[0]
+        load_data(place(tmp_path, content))
 
 
 @pytest.mark.parametrize(
@@ -199,15 +202,3 @@ def test_zip_is_read_by_several_processes_and_survives_pickling(tmp_path: Path) 
     together = torch.cat([images for images, _ in make_loader(data.test, batch_size=8, shuffle=False, workers=2)])
     assert torch.equal(alone, together) and len(alone) == 80
     assert torch.equal(pickle.loads(pickle.dumps(data.test))[5][0], data.test[5][0])
-
-
-@pytest.mark.data
-def test_real_photos(data_folder: Path) -> None:
-    data = load_data(
-        f"folder:{data_folder / 'data' / 'cats_dogs.zip'}", image_size=64, train_limit=100, augment="resized-crop-flip"
-    )
-    assert (len(data.train), len(data.validation), len(data.test)) == (100, 400, 800)
-    assert data.class_names == ("cat", "dog") and data.input_shape == (3, 64, 64)
-    images, labels = next(iter(make_loader(data.train, batch_size=100, shuffle=True)))
-    assert images.shape == (100, 3, 64, 64) and labels.sum() == 50
-    assert abs(images.mean().item()) < 1

@@ -180,9 +180,9 @@ def test_file_without_a_function(tmp_path: Path) -> None:
         (
             "torchvision:resnet18",
             {"arguments": {"weights": "DEFAULT"}},
-            "'weights' would fetch trained weights, and Prunus downloads",
+            r"'weights' is set by Prunus: name the weights as model\.weights",
         ),
-        ("timm:resnet18", {"arguments": {"pretrained": True}}, "'pretrained' would fetch trained weights"),
+        ("timm:resnet18", {"arguments": {"pretrained": True}}, "'pretrained' is set by Prunus"),
         ("cifar:resnet20", {"arguments": {"depth": 3}}, r"can't be built with depth=3: TypeError: .*unexpected keyword argument"),
         ("timm:resnet18", {"arguments": {"foo": 3}}, r"timm:resnet18 can't be built with foo=3: TypeError"),
     ],

@@ -40,6 +40,8 @@ def flat(): return {"train": TensorDataset(torch.zeros(6, 4), torch.arange(6) % 
 def wide(): return {"train": tensors(30), "test": TensorDataset(torch.zeros(4, 1, 2, 3), torch.zeros(4, dtype=torch.int64))}
 def foreign_label(): return {"train": tensors(30), "test": TensorDataset(torch.zeros(4, 1, 2, 2), torch.tensor([7, 0, 0, 0]))}
 def three(): return {"train": tensors(30), "test": TensorDataset(*[torch.zeros(4, 1, 2, 2)] * 3)}
+def later_label(): return {"train": tensors(30), "test": TensorDataset(torch.zeros(4, 1, 2, 2), torch.tensor([0, 0, 7, 0]))}
+def uneven(): return {"train": TensorDataset(torch.zeros(9, 1, 2, 2), torch.tensor([0] * 6 + [1] * 3)), "test": tensors(2)}
 def iterator(): return {"train": tensors(30), "test": iter([1])}
 def text_label(): return {"train": tensors(30), "test": [(torch.zeros(1, 2, 2), "cat")]}
 def fails(): raise ValueError("out of cheese")
@@ -67,7 +69,7 @@ def test_dict_of_data_sets(file: str) -> None:
 
 
 def test_validation_and_class_names_are_made_where_they_are_missing(file: str) -> None:
-    data = load_data(f"{file}:minimal", validation_fraction=0.2, seed=3)
+    data = load_data(f"{file}:minimal", validation_fraction=0.2)
     assert sorted(values(data.train) + values(data.validation)) == list(range(30))
     assert sorted(int(data.validation[i][1]) for i in range(6)) == [0, 0, 1, 1, 2, 2]
     assert data.class_names == ("0", "1", "2")
@@ -100,6 +102,7 @@ def test_bundle_is_taken_as_it_is_and_limited(file: str) -> None:
         ),
         ("wide", DataError, r"images of test have shape \(1, 2, 3\), and the input is \(1, 2, 2\)"),
         ("foreign_label", DataError, r"the first label of test is 7, and there are 3 classes"),
+        ("later_label", DataError, r"test has the label 7, and there are 3 classes: labels are indices from 0 to 2"),
         ("three", DataError, r"an item of test holds a tuple: items are \(float tensor"),
         ("iterator", DataError, r"test is a list_iterator: it must be a data set with a length and items"),
         ("text_label", DataError, r"the first label of test is 'cat': it must be a class index"),
@@ -110,9 +113,11 @@ def test_what_does_not_fit_is_told(file: str, function: str, error: type[PrunusE
         load_data(f"{file}:{function}")
 
 
-@pytest.mark.parametrize("setting", [{"image_size": 8}, {"mean": (0.0,)}, {"std": (1.0,)}, {"augment": "shift"}])
+@pytest.mark.parametrize(
+    "setting", [{"image_size": 8}, {"mean": (0.0,)}, {"std": (1.0,)}, {"augment": "shift"}, {"min_area": 0.5}, {"colour": 0.1}]
+)
 def test_settings_that_the_function_decides_are_refused(file: str, setting: dict[str, object]) -> None:
-    with pytest.raises(DataError, match=r"makes its own tensors: set image_size, augment, mean and std there"):
+    with pytest.raises(DataError, match=r"makes its own tensors: set image_size, augment, min_area, colour, mean, std there"):
         load_data(f"{file}:minimal", **setting)  # type: ignore[arg-type]
 
 
@@ -132,3 +137,17 @@ def test_labels_are_read_from_targets_where_there_are_any(file: str) -> None:
 
     dataset = Counted()
     assert _labels(dataset) == [0, 1] * 4 and dataset.reads == 0
+
+
+def test_classes_are_counted_where_labels_are_cheap(file: str) -> None:
+    data = load_data(f"{file}:named", train_limit=7)
+    assert data.class_counts == {"train": (3, 2, 2), "validation": (3, 3, 3), "test": (2, 2, 2)}
+    uneven = load_data(f"{file}:uneven", validation_fraction=0.3)
+    assert uneven.class_counts == {"train": (4, 2), "validation": (2, 1), "test": (1, 1)}
+    assert uneven.imbalance == 2.0
+    assert uneven.notes[1].startswith("1 has 2.0x fewer training images than 0: look at balanced accuracy")
+
+
+def test_splits_are_the_same_for_every_seed(file: str) -> None:
+    data, other = (load_data(f"{file}:minimal", train_limit=12, seed=seed) for seed in (0, 1))
+    assert values(data.train) == values(other.train) and values(data.validation) == values(other.validation)

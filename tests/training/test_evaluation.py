@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import socket
@@ -97,9 +98,16 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 points = TensorDataset(torch.randn(53, 4), torch.arange(53) % 3)
 model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+def classes(result):
+    return f"{result.top5} {result.balanced_accuracy} {result.confusion} {result.most_confused}"
 def found():
     result, listed = evaluate(model, DataLoader(points, batch_size=8)), evaluate(model, [points.tensors])
-    return f"found {result.count} {result.accuracy:.9f} {result.loss:.5f} {listed.count} {listed.loss:.5f}"
+    wide, few = nn.Linear(4, 60), TensorDataset(torch.ones(5, 4), torch.arange(5))  # the second process gets no batch of 5
+    with torch.no_grad():
+        wide.weight.copy_(torch.arange(240.0).reshape(60, 4).sin())
+    many, alone = evaluate(wide, DataLoader(points, batch_size=8)), evaluate(wide, DataLoader(few, batch_size=5))
+    return (f"found {result.count} {result.accuracy:.9f} {result.loss:.5f} {listed.count} {listed.loss:.5f}"
+        f" {classes(result)} {classes(listed)} {classes(many)} {alone.count} {classes(alone)}")
 if len(sys.argv) > 1 and __name__ == "__main__":
     print(found())
     settings = OptimizerConfig(epochs=3, lr=0.05)
@@ -156,6 +164,8 @@ def test_two_processes_find_what_one_finds_and_train_alike(tmp_path):
     (first, trained), (second, also_trained) = (out.splitlines() for out, _ in outputs)
     assert first == second == alone["found"]()
     assert first.startswith("found 53 ")
+    confusion = ast.literal_eval(first[first.index("[[") : first.index("]]") + 2])
+    assert [sum(row) for row in confusion] == [18, 18, 17] and " 5 0." in first
     assert trained == also_trained
     # 4 steps of 2 x 8 examples: DDP repeats 11 of the 53 so that both processes take the same number of steps
     assert trained.startswith("trained True 2 64 True ")

@@ -23,7 +23,7 @@ from prunus import CRITERIA, Budget, load, prune, save, trace
 from prunus.cli.tables import graph_json, graph_table, result_notes, result_table
 from prunus.config import load_recipe
 from prunus.errors import InvalidBudget, PrunusError, PrunusWarning, RecipeError, UnknownName
-from prunus.sources import DataBundle, load_data, load_model, make_loader
+from prunus.sources import DataBundle, load_data, load_model, make_loader, own_normalisation
 
 _USAGE = (UnknownName, RecipeError, InvalidBudget)
 _out = Console(highlight=False)
@@ -63,7 +63,10 @@ app = typer.Typer(
 )
 
 ModelArgument = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, cifar:resnet20, or path/to/file.py:function")]
-Weights = Annotated[str | None, typer.Option(help="file of weights: .safetensors, or .pt (read without pickle)")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help=".safetensors or .pt file, package:DISTRIBUTION/PATH, pretrained (downloaded), or hf:ORG/REPO/FILE"),
+]
 Input = Annotated[
     str | None, typer.Option("--input", help="shape of one input, e.g. 3x224x224 (default: the data's, else the usual one)")
 ]
@@ -73,7 +76,9 @@ Arguments = Annotated[
 ]
 Keep = Annotated[list[str] | None, typer.Option(help="module or parameter name, or glob, that is never pruned; may be repeated")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-Data = Annotated[str | None, typer.Option(help="digits, folder:PATH, fake:3x32x32x10, or path/to/file.py:function")]
+Data = Annotated[
+    str | None, typer.Option(help="digits, folder:PATH, cifar10:PATH, fashion-mnist:PATH, elpv, or path/to/file.py:function")
+]
 ImageSize = Annotated[int | None, typer.Option(help="pixels; resizes and crops the data's images")]
 Seed = Annotated[int, typer.Option(help="of everything random")]
 
@@ -142,7 +147,7 @@ def prune_command(
         raise RecipeError("--input gives the shape where there are no data: leave it out, or leave out --data")
     if data is None and image_size is not None:
         raise RecipeError("--image-size resizes the images of --data: without data, give the shape with --input")
-    bundle = _bundle(data, image_size, seed)
+    bundle = _bundle(data, image_size, seed, model)
     network = _network(model, weights, num_classes, bundle, argument, seed)
     examples = torch.stack([bundle.test[i][0] for i in (0, 1)]) if bundle else _random_input(model, input_shape)
     needs_data = criterion in CRITERIA and bool(CRITERIA[criterion].needs)
@@ -239,7 +244,9 @@ def _announcer() -> Callable[[str], None]:
 @app.command()
 def evaluate(
     model: ModelArgument,
-    data: Annotated[str, typer.Option(help="digits, folder:PATH, fake:3x32x32x10, or path/to/file.py:function")],
+    data: Annotated[
+        str, typer.Option(help="digits, folder:PATH, cifar10:PATH, fashion-mnist:PATH, elpv, or path/to/file.py:function")
+    ],
     weights: Weights = None,
     pruned: Annotated[Path | None, typer.Option(help="a file that Prunus saved; MODEL is the network it was made from")] = None,
     image_size: ImageSize = None,
@@ -251,7 +258,7 @@ def evaluate(
     """Accuracy and loss of a network, full or pruned, on the test images."""
     from prunus.training import evaluate as run_evaluation
 
-    bundle = _bundle(data, image_size, 0)
+    bundle = _bundle(data, image_size, 0, model)
     assert bundle is not None
     network = _network(model, weights, num_classes, bundle, argument)
     if pruned is not None:
@@ -283,8 +290,10 @@ def criteria(as_json: AsJson = False) -> None:
     _out.print(table)
 
 
-def _bundle(data: str | None, image_size: int | None, seed: int) -> DataBundle | None:
-    return None if data is None else load_data(data, image_size=image_size, seed=seed)
+def _bundle(data: str | None, image_size: int | None, seed: int, model: str) -> DataBundle | None:
+    if data is None:
+        return None
+    return load_data(data, image_size=image_size, network_normalisation=own_normalisation(model), seed=seed)
 
 
 def _network(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,24 +16,33 @@ from typing import Any
 import torch
 
 from prunus.config import Recipe
+from prunus.sources import DataBundle
 from prunus.surgery import SurgeryRecord
 from prunus.types import ChannelGraph, ChannelGroup, Cost
 
 
-def stage_title(number: int, rounds: int, stage: str) -> str:
-    """``after pruning``, or ``round 2: after pruning`` where there are several rounds."""
-    return stage if rounds == 1 else f"round {number}: {stage}"
+def stage_title(number: int, iterative: bool, stage: str) -> str:
+    """``after pruning``, or ``round 2: after pruning`` in iterative pruning."""
+    return f"round {number}: {stage}" if iterative else stage
 
 
 def assemble(
-    recipe: Recipe, results: Mapping[str, dict[str, Any]], graph: ChannelGraph, record: SurgeryRecord, out: Path, base: Path
+    recipe: Recipe,
+    results: Mapping[str, dict[str, Any]],
+    rounds: int,
+    graph: ChannelGraph,
+    record: SurgeryRecord,
+    out: Path,
+    base: Path,
+    data: DataBundle,
 ) -> dict[str, Any]:
     """The content of ``result.json`` from the results of all stages; ``graph`` is the full network's, ``base`` its file."""
-    rounds = recipe.prune.rounds
     prunes = [results[f"round-{n}-prune"] for n in range(1, rounds + 1)]
     first, last, export = prunes[0], prunes[-1], results["export"]
+    full = {**first["before"], "channels": first["channels"]["before"]}
     frozen = {name: why for r in prunes for name, why in r["frozen"].items()}
     machine = environment()
+    curves = _curves(results)
     return {
         "prunus": machine["prunus"],
         "name": recipe.name,
@@ -44,19 +54,24 @@ def assemble(
             "weights": recipe.model.weights,
             "data": recipe.data.source,
             "seed": recipe.seed,
-            **recipe.prune.model_dump(mode="json", include={"criterion", "allocator", "rounds", "budget", "mixing", "keep"}),
+            **recipe.prune.model_dump(mode="json", include={"criterion", "allocator", "budget", "mixing", "keep"}),
+            "rounds": rounds,
         },
-        "budget": [{**row, "full": start["full"]} for row, start in zip(last["budget"], first["budget"], strict=True)],
+        "data": _data_row(recipe, data),
+        "budget": [{**row, "full": full[row["target"]]} for row in last["budget"]],
         "stages": [r["evaluation"] for r in results.values() if "evaluation" in r],
-        "training": _curves(results, rounds),
+        "rounds": _rounds(results, prunes),
+        "training": curves,
+        "compute": _compute(results, curves),
         "networks": {
             "before": network_row(Cost(**first["before"]), base, export["latency"]["before"]),
             "after": network_row(Cost(**last["after"]), out / "small.prunus", export["latency"]["after"]),
         },
         "groups": group_rows(graph, record, frozen),
         "unsupported_ops": dict(graph.unsupported_ops),
-        "notes": [*graph.notes, *(note for r in results.values() for note in r.get("notes", []))],
+        "notes": [*data.notes, *graph.notes, *(note for r in results.values() for note in r.get("notes", []))],
         "verification": max((r["verification"] for r in prunes), key=lambda v: v["max_error"]),
+        "samples": export["samples"],
         "exports": export["exports"],
         "environment": machine,
         "warnings": [w for r in results.values() for w in r["warnings"]],
@@ -65,10 +80,64 @@ def assemble(
     }
 
 
-def _curves(results: Mapping[str, dict[str, Any]], rounds: int) -> dict[str, Any]:
-    names = {"train": "training"}
-    names |= {f"round-{n}-fine-tune": stage_title(n, rounds, "fine-tuning") for n in range(1, rounds + 1)}
-    return {title: results[name]["epochs"] for name, title in names.items() if results[name]["epochs"]}
+def _curves(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The epochs of every phase of training, by its title, in order."""
+    titles = {"transfer": "training the head", "train": "training", "final-fine-tune": "final fine-tuning"}
+    iterative = "round-2-prune" in results
+    found: dict[str, Any] = {}
+    for name, stage in results.items():
+        if stage.get("epochs"):
+            number = name.removeprefix("round-").partition("-")[0]
+            found[titles.get(name) or (f"round {number}: fine-tuning" if iterative else "fine-tuning")] = stage["epochs"]
+    return found
+
+
+def _rounds(results: Mapping[str, dict[str, Any]], prunes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Costs and accuracy before pruning (round 0) and after every round's fine-tuning."""
+    full, start = prunes[0], results["train"]["evaluation"]
+    rows = [_round_row(0, full["before"], full["channels"]["before"], start)]
+    for number, pruned in enumerate(prunes, start=1):
+        judged = results[f"round-{number}-fine-tune"]["evaluation"]
+        rows.append(_round_row(number, pruned["after"], pruned["channels"]["after"], judged))
+    return rows
+
+
+def _round_row(number: int, cost: Mapping[str, Any], channels: int, judged: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "round": number,
+        "macs": cost["macs"],
+        "parameters": cost["parameters"],
+        "channels": channels,
+        "accuracy": judged["accuracy"],
+        "split": judged["split"],
+        "after": judged["stage"],
+    }
+
+
+def _data_row(recipe: Recipe, data: DataBundle) -> dict[str, Any]:
+    return {
+        "classes": list(data.class_names),
+        "counts": {split: list(counts) for split, counts in data.class_counts.items()},
+        "imbalance": data.imbalance,
+        "damaged": {split: {"count": len(names), "names": list(names[:5])} for split, names in data.damaged.items() if names},
+        "input_shape": list(data.input_shape),
+        "augment": recipe.data.augment,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "normalised_by": data.normalised_by,
+    }
+
+
+def _compute(results: Mapping[str, dict[str, Any]], curves: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of this run's training and how fast every phase was, the median over its epochs, in images per second."""
+    speeds = {title: statistics.median(e["images_per_second"] for e in epochs) for title, epochs in curves.items()}
+    chosen = results["compute"]
+    return {
+        "threads": chosen["threads"],
+        "channels_last": chosen["channels_last"],
+        "training_images_per_second": speeds,
+        "measured": chosen.get("measured", []),
+    }
 
 
 def environment() -> dict[str, Any]:

@@ -6,30 +6,33 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from prunus.allocation import allocate
-from prunus.config import OptimizerConfig, Recipe
-from prunus.errors import DataError
-from prunus.export import export_onnx, measure_latency, measure_onnx_latency
+from prunus.config import Recipe
 from prunus.graph import trace
 from prunus.importance import score
 from prunus.importance.criteria import resolve_criterion
+from prunus.pipeline.deliver import deliver
+from prunus.pipeline.images import load_images
+from prunus.pipeline.networks import Networks
 from prunus.pipeline.prune import PruneResult, prune
 from prunus.pipeline.result import assemble, stage_title
+from prunus.pipeline.rounds import meets, plan_round, removed_channels
 from prunus.pipeline.stages import Stages, write_json
+from prunus.pipeline.trainer import Compute, Trainer
+from prunus.pipeline.transfer import train_head
 from prunus.reconstruction import recalibrate
 from prunus.report import write_report
-from prunus.sources import DataBundle, load_data, load_function, load_model, make_loader
-from prunus.surgery import SurgeryRecord, load, save
-from prunus.surgery.artifact import read_record
-from prunus.training import evaluate, train
-from prunus.types import Amount, Budget, ChannelGraph, ForwardFn
+from prunus.surgery import SurgeryRecord, save
+from prunus.types import ChannelGraph
 
 EXAMPLES = 2  # images in the batch that is traced and verified
+Left: TypeAlias = "tuple[nn.Module, SurgeryRecord, dict[str, Any]]"
+"""What a stage leaves: a network, the surgery it has been through, and what the result says about the stage."""
 
 
 def run(recipe: Recipe, out: Path, *, resume: bool = False, announce: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -42,239 +45,179 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, announce: Callable[[
     Raises:
         PrunusError: whatever a stage raises; files of finished stages stay.
     """
-    return _Run(recipe, out, resume, announce).execute()
+    threads = torch.get_num_threads()
+    try:
+        return _Run(recipe, out, resume, announce).execute()
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Run:
     def __init__(self, recipe: Recipe, out: Path, resume: bool, announce: Callable[[str], None]) -> None:
-        self.recipe, self.out, self.resume = recipe, out, resume
-        named = recipe.functions
-        self.loss_fn, self.metric, self.forward_fn = (
-            load_function(source) if source else None for source in (named.loss, named.metric, named.forward)
-        )
-        self.data = _load_data(recipe)
+        self.recipe, self.out = recipe, out
+        self.data = load_images(recipe, at_least=EXAMPLES)
         self.examples = torch.stack([self.data.test[i][0] for i in range(EXAMPLES)])
+        self.trainer = Trainer(recipe, self.data, out / "checkpoints", resume)
+        self.networks = Networks(recipe, self.data, self.examples)
         self._check_before_training()
         self.stages = Stages(out, recipe.model_dump(mode="json"), resume, announce)
         self.results: dict[str, dict[str, Any]] = {}
+        self.latest = ""  # the stage that left the network that the next one takes up
 
     def _check_before_training(self) -> None:
         """Whatever can be known to fail later fails now, before anything is trained or written: names, weights, the budget."""
-        settings, model = self.recipe.prune, self._fresh()
+        settings, model = self.recipe.prune, self.networks.build()
         criterion = resolve_criterion(settings.criterion, settings.criterion_options)
         self.batches = settings.batches if criterion.needs else 0
-        graph = trace(model, self.examples, settings.keep, settings.mixing, self.forward_fn)
+        graph = self._trace(model)
         budget = replace(settings.to_budget(), tolerance=0.99)  # how close it comes depends on the scores
         allocate(graph, score(model, graph, "random"), budget, settings.allocator)
 
     def execute(self) -> dict[str, Any]:
-        rounds = self.recipe.prune.rounds
-        self._do("train", self._train, "base.prunus")
-        self._do("evaluate-before", lambda: {"evaluation": self._evaluate(self._base(), "before pruning")})
-        for number in range(1, rounds + 1):
-            for stage, work in (("prune", self._prune), ("recalibrate", self._recalibrate), ("fine-tune", self._fine_tune)):
-                name = f"round-{number}-{stage}"
-                self._do(name, lambda n=number, w=work: w(n), f"{name}.prunus")
+        (self.out / "checkpoints").mkdir(exist_ok=True)
+        self._set_compute()
+        if self.recipe.transfer is not None:
+            self._step("transfer", self._transfer)
+        self._step("train", self._train, "base")
+        self.full = self._trace(self._base())
+        rounds = self._rounds()
+        if self.recipe.recover.final_epochs:
+            self._step("final-fine-tune", lambda model, record: self._final_fine_tune(model, record, rounds))
         self._do("export", self._export, "../small.prunus")
+        record = self.networks.load(self.stages, self.latest)[1]
         result = assemble(
-            self.recipe, self.results, self._graph(), self._record(rounds, "fine-tune"), self.out, self.stages.file("base.prunus")
+            self.recipe, self.results, rounds, self.full, record, self.out, self.stages.file("base.prunus"), self.data
         )
-        result["notes"] = [*self.data.notes, *result["notes"]]
         write_json(self.out / "result.json", result)
         write_report(result, self.out / "report.html")
         return result
+
+    def _rounds(self) -> int:
+        """All rounds of prune, recalibrate, fine-tune; returns how many there were."""
+        number, last = 0, False
+        while not last:
+            number += 1
+            for stage, work in (("prune", self._prune), ("recalibrate", self._recalibrate), ("fine-tune", self._fine_tune)):
+                name = f"round-{number}-{stage}"
+                self._step(name, lambda model, record, n=number, w=work: w(model, record, n))
+            last = self.results[f"round-{number}-prune"]["last"]
+        return number
 
     def _do(self, name: str, work: Callable[[], dict[str, Any]], *leaves: str) -> None:
         begin = time.perf_counter()
         self.results[name] = self.stages.run(name, lambda: {**work(), "seconds": time.perf_counter() - begin}, leaves)
 
-    # -- networks at the different stages
+    def _step(self, name: str, work: Callable[[nn.Module, SurgeryRecord], Left], leaves: str = "") -> None:
+        """A stage that takes up the latest network and leaves another under its own name, or under ``leaves``."""
+        before, leaves = self.latest, leaves or name
 
-    def _fresh(self) -> nn.Module:
-        model = self.recipe.model
-        classes, channels = self.data.num_classes, self.data.input_shape[0]
-        return load_model(
-            model.source,
-            weights=model.weights,
-            num_classes=classes,
-            in_channels=channels,
-            arguments=model.arguments,
-            seed=self.recipe.seed,
-        )
+        def stage() -> dict[str, Any]:
+            if before:
+                model, record = self.networks.load(self.stages, before)
+            else:
+                model = self.networks.build()
+                record = SurgeryRecord.nothing_removed(model)
+            model, record, found = work(model, record)
+            self.networks.save(self.stages, leaves, model, record)
+            return found
+
+        self._do(name, stage, f"{leaves}.prunus")
+        self.latest = leaves
+
+    def _trace(self, model: nn.Module) -> ChannelGraph:
+        return trace(model, self.examples, self.recipe.prune.keep, self.recipe.prune.mixing, self.trainer.forward_fn)
 
     def _base(self) -> nn.Module:
-        return load(self.stages.file("base.prunus"), self._fresh())
+        return self.networks.load(self.stages, "base")[0]
 
-    def _after(self, number: int, stage: str) -> nn.Module:
-        return self._base() if number == 0 else load(self.stages.file(f"round-{number}-{stage}.prunus"), self._fresh())
-
-    def _save(self, model: nn.Module, record: SurgeryRecord, number: int, stage: str) -> None:
-        save(model, record, self.stages.file(f"round-{number}-{stage}.prunus"))
-
-    def _record(self, number: int, stage: str) -> SurgeryRecord:
-        return read_record(self.stages.file("base.prunus" if number == 0 else f"round-{number}-{stage}.prunus"))
+    def _set_compute(self) -> None:
+        """Fixed settings, or the fastest measured; a resumed run keeps what was chosen, for the last digits depend on it."""
+        self._do("compute", lambda: self.trainer.choose_compute(self.networks.build))
+        chosen = self.results["compute"]
+        self.trainer.use(Compute(chosen["threads"], chosen["channels_last"]))
 
     # -- stages
 
-    def _fit(self, model: nn.Module, settings: OptimizerConfig, name: str) -> list[dict[str, Any]]:
-        data = self.recipe.data
-        loader = make_loader(self.data.train, batch_size=data.batch_size, shuffle=True, workers=data.workers)
-        validation = make_loader(self.data.validation, batch_size=data.eval_batch_size, shuffle=False, workers=data.workers)
-        log = train(
-            model,
-            loader,
-            settings,
-            seed=self.recipe.seed,
-            checkpoint=self.out / "checkpoints" / f"{name}.safetensors",
-            resume=self.resume,
-            evaluation_loader=validation,
-            loss_fn=self.loss_fn,
-            metric=self.metric,
-            forward_fn=self.forward_fn,
-            description=name,
-        )
-        return [asdict(epoch) for epoch in log.epochs]
+    def _transfer(self, model: nn.Module, record: SurgeryRecord) -> Left:
+        settings, head = self.recipe.transfer, self.networks.head
+        assert settings is not None and head is not None
+        found = train_head(model, head, settings, self.trainer)
+        if self.recipe.train.epochs or self.recipe.train.steps:
+            found["evaluation"] = self.trainer.evaluate(model, "after training the head")
+        return model, record, found
 
-    def _train(self) -> dict[str, Any]:
-        (self.out / "checkpoints").mkdir(exist_ok=True)
-        model = self._fresh()
-        epochs = self._fit(model, self.recipe.train, "train")
-        save(model, SurgeryRecord.nothing_removed(model), self.stages.file("base.prunus"))
-        return {"epochs": epochs}
+    def _train(self, model: nn.Module, record: SurgeryRecord) -> Left:
+        epochs = self.trainer.fit(model, self.recipe.train, "train")
+        return model, record, {"epochs": epochs, "evaluation": self.trainer.evaluate(model, "before pruning")}
 
-    def _evaluate(self, model: nn.Module, stage: str) -> dict[str, Any]:
-        data = self.recipe.data
-        loader = make_loader(self.data.test, batch_size=data.eval_batch_size, shuffle=False, workers=data.workers)
-        found = evaluate(
-            model,
-            loader,
-            loss_fn=self.loss_fn,
-            metric=self.metric,
-            forward_fn=self.forward_fn,
-            description=f"evaluate {stage}",
-        )
-        return {"stage": stage, "split": "test", **asdict(found)}
+    def _evaluation(self, model: nn.Module, number: int, stage: str) -> dict[str, Any]:
+        """The entry of an evaluation; a stage within the rounds goes without, for it is soon overtaken."""
+        if not self.results[f"round-{number}-prune"]["last"]:
+            return {}
+        return {"evaluation": self.trainer.evaluate(model, self._titled(number, stage))}
 
-    def _named(self, number: int, stage: str) -> str:
-        return stage_title(number, self.recipe.prune.rounds, stage)
-
-    def _calibration(self, batches: int) -> list[Any]:
-        """The same seeded batches of training images, without augmentation, whichever stage asks."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.recipe.seed)
-            loader = make_loader(self.data.calibration, batch_size=self.recipe.data.batch_size, shuffle=True)
-            return [batch for batch, _ in zip(loader, range(batches), strict=False)]
-
-    def _prune(self, number: int) -> dict[str, Any]:
+    def _titled(self, number: int, stage: str) -> str:
         settings = self.recipe.prune
-        model = self._after(number - 1, "fine-tune")
-        budget = settings.to_budget()
-        if settings.rounds > 1:
-            budget = round_budget(budget, self._graph(), number, settings.rounds)
+        return stage_title(number, iterative=settings.rounds > 1 or settings.channels_per_round is not None, stage=stage)
+
+    def _prune(self, model: nn.Module, record: SurgeryRecord, number: int) -> Left:
+        settings = self.recipe.prune
+        asked = plan_round(settings, self.full, number)
         result = prune(
             model,
             self.examples,
-            budget,
+            asked.budget,
             settings.criterion,
-            self._calibration(self.batches) if self.batches else None,
-            self.loss_fn,
-            allocator=settings.allocator,
+            self.trainer.calibration(self.batches) if self.batches else None,
+            self.trainer.loss_fn,
+            allocator=asked.allocator,
             keep=settings.keep,
             mixing=settings.mixing,
-            forward_fn=self.forward_fn,
+            forward_fn=self.trainer.forward_fn,
             seed=self.recipe.seed,
             **settings.criterion_options,
         )
-        self._save(result.model, self._record(number - 1, "fine-tune").compose(result.record), number, "prune")
-        return {"evaluation": self._evaluate(result.model, self._named(number, "after pruning")), **_describe(result)}
+        found = _describe(result)
+        found["last"] = last = meets(settings, self.full, result.after, found["channels"]["after"])
+        if last:
+            found["evaluation"] = self.trainer.evaluate(result.model, self._titled(number, "after pruning"))
+        return result.model, record.compose(result.record), found
 
-    def _graph(self) -> ChannelGraph:
-        """The groups of the full network."""
-        return trace(self._base(), self.examples, self.recipe.prune.keep, self.recipe.prune.mixing, self.forward_fn)
-
-    def _recalibrate(self, number: int) -> dict[str, Any]:
-        model = self._after(number, "prune")
+    def _recalibrate(self, model: nn.Module, record: SurgeryRecord, number: int) -> Left:
         batches = self.recipe.recover.recalibrate_batches
-        images = recalibrate(model, self._calibration(batches), forward_fn=self.forward_fn) if batches else 0
-        self._save(model, self._record(number, "prune"), number, "recalibrate")
-        return {"images": images, "evaluation": self._evaluate(model, self._named(number, "after recalibration"))}
+        images = recalibrate(model, self.trainer.calibration(batches), forward_fn=self.trainer.forward_fn) if batches else 0
+        return model, record, {"images": images, **self._evaluation(model, number, "after recalibration")}
 
-    def _fine_tune(self, number: int) -> dict[str, Any]:
-        model = self._after(number, "recalibrate")
-        epochs = self._fit(model, self.recipe.recover, f"round-{number}-fine-tune")
-        self._save(model, self._record(number, "recalibrate"), number, "fine-tune")
-        return {"epochs": epochs, "evaluation": self._evaluate(model, self._named(number, "after fine-tuning"))}
+    def _fine_tune(self, model: nn.Module, record: SurgeryRecord, number: int) -> Left:
+        epochs = self.trainer.fit(model, self.recipe.recover, f"round-{number}-fine-tune", phase=number - 1)
+        return (
+            model,
+            record,
+            {"epochs": epochs, "evaluation": self.trainer.evaluate(model, self._titled(number, "after fine-tuning"))},
+        )
+
+    def _final_fine_tune(self, model: nn.Module, record: SurgeryRecord, phase: int) -> Left:
+        settings = self.recipe.recover
+        last = settings.model_copy(update={"epochs": settings.final_epochs, "steps": None, "schedule": "cosine"})
+        epochs = self.trainer.fit(model, last, "final-fine-tune", phase)
+        return model, record, {"epochs": epochs, "evaluation": self.trainer.evaluate(model, "after the final fine-tuning")}
 
     def _export(self) -> dict[str, Any]:
-        settings, rounds = self.recipe.export, self.recipe.prune.rounds
-        base, small = self._base().eval(), self._after(rounds, "fine-tune").eval()
-        save(small, self._record(rounds, "fine-tune"), self.out / "small.prunus")
-        one = self.examples[:1]
-        base, small = (Called(model, self.forward_fn) if self.forward_fn else model for model in (base, small))
-        latency = measure_latency({"before": base, "after": small}, one, runs=settings.latency_runs, threads=settings.threads)
-        exports: list[dict[str, Any]] = []
-        if settings.onnx:
-            check = export_onnx(small, one, self.out / "small.onnx", check_inputs=[self.examples])
-            export_onnx(base, one, self.stages.file("full.onnx"))
-            files = {"before": self.stages.file("full.onnx"), "after": self.out / "small.onnx"}
-            times = measure_onnx_latency(files, one, runs=settings.latency_runs, threads=settings.threads)
-            row = {k: v for k, v in asdict(check).items() if k != "path"}
-            exports.append(
-                {
-                    **row,
-                    "file": check.path.name,
-                    "latency_before": asdict(times["before"]),
-                    "latency_after": asdict(times["after"]),
-                }
-            )
-        return {"latency": {name: asdict(value) for name, value in latency.items()}, "exports": exports}
-
-
-class Called(nn.Module):
-    """A network with the user's way of calling it, for timing and export."""
-
-    def __init__(self, model: nn.Module, forward_fn: ForwardFn) -> None:
-        super().__init__()
-        self.model, self.forward_fn = model, forward_fn
-
-    def forward(self, inputs: Any) -> Any:
-        return self.forward_fn(self.model, inputs)
-
-
-def _load_data(recipe: Recipe) -> DataBundle:
-    data = recipe.data
-    bundle = load_data(
-        data.source,
-        image_size=data.image_size,
-        augment=data.augment,
-        mean=data.mean,
-        std=data.std,
-        validation_fraction=data.validation_fraction,
-        train_limit=data.train_limit,
-        seed=recipe.seed,
-    )
-    if len(bundle.test) < EXAMPLES:  # pyright: ignore[reportArgumentType]
-        raise DataError(f"{data.source} has fewer than {EXAMPLES} test images: nothing could be judged on them")
-    return bundle
+        small, record = self.networks.load(self.stages, self.latest)
+        save(small, record, self.out / "small.prunus")
+        files = self.stages.file("full.onnx"), self.out / "small.onnx"
+        return deliver(self.recipe, self._base(), small, self.data, self.examples, self.trainer.forward_fn, *files)
 
 
 def _describe(result: PruneResult) -> dict[str, Any]:
     assert result.verification is not None
+    channels = result.graph.num_prunable_channels
     return {
         "before": asdict(result.before),
         "after": asdict(result.after),
+        "channels": {"before": channels, "after": channels - removed_channels(result.plan)},
         "budget": result.plan.provenance["budget"],
         "verification": asdict(result.verification),
         "frozen": {g.name: g.frozen_because for g in result.graph.frozen},
         "notes": list(result.notes),
     }
-
-
-def round_budget(budget: Budget, full: ChannelGraph, number: int, rounds: int) -> Budget:
-    """The budget of round ``number``: absolute, on a geometric path from the full network's cost to the final limit."""
-    costs = {**asdict(full.cost()), "channels": full.num_prunable_channels}
-    amounts: dict[str, Amount] = {}
-    for target in budget.targets:
-        whole = float(costs[target])
-        amounts[target] = max(1, int(whole * (budget.limit(target, whole) / whole) ** (number / rounds)))
-    return replace(budget, **amounts)

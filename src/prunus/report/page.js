@@ -9,7 +9,7 @@
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, painted(item, name, style)]));
     }
-    const variable = typeof value === "string" && /color$/.test(key) && /^var\((--[\w-]+)\)$/.exec(value);
+    const variable = typeof value === "string" && /color(scale)?$/.test(key) && /^var\((--[\w-]+)\)$/.exec(value);
     return variable ? style.getPropertyValue(variable[1]).trim() : value;
   };
 

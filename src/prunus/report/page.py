@@ -13,11 +13,16 @@ from typing import Any, cast
 from prunus.errors import ExportError
 from prunus.files import write_atomically
 from prunus.report import sections, summary
-from prunus.report.plots import figures
+from prunus.report.confusion import confusion
+from prunus.report.data import data
+from prunus.report.drawing import place
+from prunus.report.plots import MOST_PHASES, figures, stages_shown
+from prunus.report.rounds import rounds
+from prunus.report.samples import samples
+from prunus.report.speed import speed
 from prunus.report.wording import escape
 
 _PLACES = {
-    "plot-stages": "Accuracy in percent at every stage of the run",
     "plot-widths": "Channels of every group before and after pruning",
     "plot-loss": "Training loss over the epochs",
     "plot-accuracy": "Validation accuracy over the epochs",
@@ -57,23 +62,47 @@ def render(result: Mapping[str, Any]) -> str:
         plotly=_plotly(),
         figures=_script_json(drawn),
         result=_script_json(result),
-        **{place.replace("-", "_"): _place(place, title) if place in drawn else "" for place, title in _PLACES.items()},
+        navigation=_navigation(parts),
+        **_places(result, drawn),
     )
 
 
 _SECTIONS = (
     *(summary.subtitle, summary.warnings, summary.lead, summary.cards, summary.budget, summary.request),
     *(sections.networks, sections.stages, sections.training, sections.legend, sections.widths, sections.frozen),
+    *(confusion, rounds, samples, data, speed),
     *(sections.exactness, sections.exports, sections.environment, sections.recipe, sections.command, sections.files),
 )
 
 
-def _place(identifier: str, title: str) -> str:
-    kind = "plot tall" if identifier == "plot-widths" else "plot"
-    return (
-        f'<figure><figcaption>{escape(title)}</figcaption><div class="{kind}" id="{identifier}" tabindex="0" role="img" '
-        f'aria-label="{escape(title)}; the figures are in the tables"></div></figure>'
-    )
+def _places(result: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, str]:
+    """The places of the figures that the page's own text names; one without data stays empty."""
+    all_shown = len(stages_shown(result)) == len(result["stages"])
+    rest = "" if all_shown else ", of the rounds only the last"
+    titles = {"plot-stages": f"Accuracy in percent at every stage of the run{rest}", **_PLACES}
+    if len(result["training"]) > MOST_PHASES:
+        titles |= {name: f"{titles[name]}, one line per phase" for name in ("plot-loss", "plot-accuracy")}
+    kinds = {"plot-widths": "plot tall"}
+    return {
+        name.replace("-", "_"): place(name, title, kinds.get(name, "plot")) if name in drawn else ""
+        for name, title in titles.items()
+    }
+
+
+def _navigation(parts: Mapping[str, str]) -> str:
+    """Links to the sections that there are."""
+    links = {
+        "accuracy": "Accuracy",
+        "pictures": "Pictures" if parts["samples"] else "",
+        "networks": "Size and speed",
+        "groups": "Widths",
+        "exactness": "Exactness",
+        "data": "Data" if parts["data"] else "",
+        "training": "Training",
+        "exports": "Exports",
+        "reproduce": "Reproduce",
+    }
+    return " ".join(f'<a href="#{name}">{title}</a>' for name, title in links.items() if title)
 
 
 def _script_json(value: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
+from prunus.report.plots import MOST_STAGES
 from prunus.report.wording import (
     MISSING,
     TIMES,
@@ -16,6 +17,7 @@ from prunus.report.wording import (
     duration,
     error,
     escape,
+    folded,
     milliseconds,
     pairs,
     percent,
@@ -46,19 +48,28 @@ def networks(result: Result) -> str:
 
 
 def stages(result: Result) -> str:
-    """Accuracy and loss at every stage."""
+    """Accuracy and loss at every stage, with top-5 and balanced accuracy where some stage has them; folded where it is long."""
+    found = result["stages"]
+    extra = {"top5": "top-5", "balanced_accuracy": "balanced"}
+    extra = {key: title for key, title in extra.items() if any(s.get(key) is not None for s in found)}
     rows = [
         [
             escape(s["stage"]),
             percent(s["accuracy"]),
+            *(percent(s.get(key)) for key in extra),
             plain(s["loss"]),
             escape(s["split"]),
             count(s["count"]),
             duration(s["seconds"]),
         ]
-        for s in result["stages"]
+        for s in found
     ]
-    return table("Every evaluation", ["stage", "accuracy", "loss", "split", "images", "time"], rows, (1, 2, 4, 5))
+    head = ["stage", "accuracy", *extra.values(), "loss", "split", "images", "time"]
+    numeric = [n for n, title in enumerate(head) if title not in ("stage", "split")]
+    listed = table("Every evaluation", head, rows, numeric)
+    note = '<p class="note">Balanced accuracy is the mean over the classes of the share that is recognised.</p>'
+    listed += note if "balanced_accuracy" in extra else ""
+    return listed if len(rows) <= MOST_STAGES else folded("Every evaluation as a table", listed)
 
 
 def training(result: Result) -> str:
@@ -79,7 +90,7 @@ def training(result: Result) -> str:
     if not rows:
         return '<p class="note">No training took place in this run.</p>'
     head = ["phase", "epoch", "loss", "accuracy", "learning rate", "time", "images/s"]
-    return _folded("Every epoch as a table", table("Epochs", head, rows, (1, 2, 3, 4, 5, 6)))
+    return folded("Every epoch as a table", table("Epochs", head, rows, (1, 2, 3, 4, 5, 6)))
 
 
 def legend(result: Result) -> str:
@@ -111,7 +122,7 @@ def widths(result: Result) -> str:
         for g in result["groups"]
     ]
     head = ["group", "before", "after", "left", "state", "layers"]
-    return _folded("Every group as a table", table("Channel groups", head, rows, (1, 2, 3)))
+    return folded("Every group as a table", table("Channel groups", head, rows, (1, 2, 3)))
 
 
 def frozen(result: Result) -> str:
@@ -185,7 +196,7 @@ def environment(result: Result) -> str:
 def recipe(result: Result) -> str:
     """The whole recipe, folded away."""
     text = json.dumps(result["recipe"], indent=2, ensure_ascii=False, default=str)
-    return _folded("The whole recipe", f'<pre tabindex="0"><code>{escape(text)}</code></pre>')
+    return folded("The whole recipe", f'<pre tabindex="0"><code>{escape(text)}</code></pre>')
 
 
 def command(result: Result) -> str:
@@ -226,10 +237,6 @@ def _latency_pair(before: Mapping[str, Any] | None, after: Mapping[str, Any] | N
     measured = before or after or {}
     setting = f"{measured['runtime']}, batch {measured['batch']}, threads {measured['threads']}, {measured['runs']} runs"
     return f"{old} → {new}{gain} {below(escape(setting))}"
-
-
-def _folded(summary: str, content: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def _link(name: object) -> str:

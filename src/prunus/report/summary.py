@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prunus.report.data import is_uneven
+from prunus.report.stages import first_and_last
 from prunus.report.wording import (
     MISSING,
     TIMES,
@@ -73,6 +75,8 @@ def cards(result: Result) -> str:
     boxes: list[str] = []
     if first is not None and last is not None:
         sub = f"from {percent(first['accuracy'])} on {escape(last['split'])}, {points(last['accuracy'] - first['accuracy'])}"
+        if is_uneven(result) and is_number(first.get("balanced_accuracy")) and is_number(last.get("balanced_accuracy")):
+            sub += f"; balanced {percent(last['balanced_accuracy'])}, from {percent(first['balanced_accuracy'])}"
         boxes.append(_card("Accuracy", percent(last["accuracy"]), sub, last["accuracy"]))
     shares = (("MACs left", "macs", short), ("Parameters left", "parameters", short), ("File size left", "file_bytes", size))
     for title, key, write in shares:
@@ -112,10 +116,11 @@ def request(result: Result) -> str:
 
 
 def end_points(result: Result) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
-    """First and last evaluation on the split of the first one."""
+    """The evaluation before pruning and the last one, on the split of the former; (None, None) where there aren't both."""
     known = [s for s in result["stages"] if is_number(s["accuracy"])]
-    same = [s for s in known if s["split"] == known[0]["split"]]
-    return (same[0], same[-1]) if len(same) > 1 else (None, None)
+    ends = first_and_last(known)
+    same = first_and_last([s for s in known if s["split"] == ends[0]["split"]]) if ends else []
+    return (same[0], same[1]) if len(same) > 1 else (None, None)
 
 
 def _card(title: str, figure: str, below: str, share: float | None) -> str:

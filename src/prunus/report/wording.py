@@ -148,6 +148,11 @@ def pairs(entries: Iterable[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<div><dt>{escape(term)}</dt><dd>{value}</dd></div>" for term, value in entries) + "</dl>"
 
 
+def folded(summary: str, content: str) -> str:
+    """Content that shows on a click; ``content`` is HTML already."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
 def bullets(texts: Iterable[object]) -> str:
     """A list of texts, escaped here; empty for no text."""
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)

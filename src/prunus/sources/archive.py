@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 from prunus.errors import DataError
+
+
+class UnreadableFile(DataError):
+    """One file that can't be read or decoded, while the others may be fine."""
 
 
 class Folder:
@@ -30,7 +35,7 @@ class Folder:
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
-            raise DataError(f"{self.path / name} can't be read: {error}") from error
+            raise UnreadableFile(f"{self.path / name} can't be read: {error}") from error
 
 
 class Zip:
@@ -38,22 +43,33 @@ class Zip:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._handle: zipfile.ZipFile | None = None
-        self._process: int | None = None
+        self._forget_handle()
 
     def names(self) -> list[str]:
         """Every member that is a file, sorted."""
-        return sorted(info.filename for info in self._open().infolist() if not info.is_dir())
+        with self._lock:
+            return sorted(info.filename for info in self._open().infolist() if not info.is_dir())
 
     def read(self, name: str) -> bytes:
-        """The contents of one member."""
-        try:
-            return self._open().read(name)
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError) as error:
-            raise DataError(f"{name} in {self.path} can't be read: {error}") from error
+        """The contents of one member; threads take turns."""
+        with self._lock:
+            handle = self._open()
+            try:
+                return handle.read(name)
+            except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+                raise UnreadableFile(f"{name} in {self.path} can't be read: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_handle": None, "_process": None}
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path = state["path"]
+        self._forget_handle()
+
+    def _forget_handle(self) -> None:
+        self._lock = threading.Lock()
+        self._handle: zipfile.ZipFile | None = None
+        self._process: int | None = None
 
     def _open(self) -> zipfile.ZipFile:
         if self._handle is None or self._process != os.getpid():

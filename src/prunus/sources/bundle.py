@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, WeightedRandomSampler
 
 from prunus.errors import DataError
+
+_NOTEWORTHY_IMBALANCE = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +23,10 @@ class DataBundle:
     Every data set gives ``(image, label)``: a normalised float tensor (channels, height, width) and the class index.
     ``calibration`` holds the training images without augmentation, for importance and batch-norm statistics. ``mean`` and ``std``
     are what pixels in 0..1 were normalised with, per channel (0 and 1 where the user's own code did it). ``notes`` are remarks
-    for the user: what was missing, ignored or replaced.
+    for the user: what was missing, ignored or replaced. ``class_counts`` holds the number of images of every class (in the order
+    of ``class_names``) by split, ``train``, ``validation`` and ``test``, where labels are known without loading images.
+    ``damaged`` holds the names of the images that were left out because they can't be decoded, by split. ``normalised_by`` says
+    whose mean and std those are.
     """
 
     train: Dataset[Any]
@@ -34,11 +39,20 @@ class DataBundle:
     std: tuple[float, ...]
     calibration: Dataset[Any]
     notes: tuple[str, ...] = ()
+    class_counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    damaged: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    normalised_by: str = "the user's function"
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def imbalance(self) -> float:
+        """Training images of the largest class for each of the smallest; 1.0 if unknown. A class without any counts as one."""
+        counts = self.class_counts.get("train", ())
+        return max(counts) / max(min(counts), 1) if counts else 1.0
 
 
 class LabelledImages(Protocol):
@@ -64,6 +78,19 @@ class Splits:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The images of a source that make up one split, by their positions in it."""
+
+    images: LabelledImages
+    indices: list[int]
+
+    @classmethod
+    def all_of(cls, images: LabelledImages) -> Chosen:
+        """Every image."""
+        return cls(images, list(range(len(images.labels))))
+
+
 class ImageDataset(Dataset[Any]):
     """Chosen images of a source, each through a transform that ends in a normalised tensor."""
 
@@ -83,65 +110,107 @@ class ImageDataset(Dataset[Any]):
         return [self.images.labels[i] for i in self.indices]
 
 
-def hold_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Split positions into (rest, held out), the same share of every class; at least one image of a class stays on each side.
+def known_labels(dataset: Dataset[Any]) -> list[int] | None:
+    """The class index of every item where the data set tells them without loading any; None where it doesn't.
+
+    They are looked for under ``labels`` and ``targets``, in the last tensor of a `TensorDataset`, and through a `Subset`.
+    """
+    if isinstance(dataset, Subset):
+        whole = known_labels(dataset.dataset)
+        return None if whole is None else [whole[i] for i in dataset.indices]
+    if isinstance(dataset, TensorDataset):
+        places: list[Any] = [dataset.tensors[-1]]
+    else:
+        places = [getattr(dataset, name, None) for name in ("targets", "labels")]
+    for place in places:
+        try:
+            labels = torch.as_tensor(place)
+        except (TypeError, ValueError, RuntimeError):  # none, or names instead of indices
+            continue
+        whole_numbers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+        if whole_numbers and labels.dim() == 1 and len(labels) == _size(dataset):
+            return labels.tolist()
+    return None
+
+
+def count_classes(bundle: DataBundle) -> DataBundle:
+    """The bundle with its ``class_counts``, and with a note where classes have very different numbers of training images.
 
     Raises:
-        DataError: a class has a single image.
+        DataError: a label is below zero, or there is no class for it.
     """
-    rest: list[int] = []
-    held: list[int] = []
-    for label, members in _shuffled_classes(labels, seed).items():
-        if len(members) < 2:
+    counts = dict(bundle.class_counts)
+    for split, dataset in (("train", bundle.train), ("validation", bundle.validation), ("test", bundle.test)):
+        labels = known_labels(dataset)
+        if not labels:
+            continue
+        foreign = [label for label in (min(labels), max(labels)) if not 0 <= label < bundle.num_classes]
+        if foreign:
             raise DataError(
-                f"class {label} has a single training image, so none can be held out for validation: "
-                f"add images or a validation split"
+                f"{bundle.source!r}: {split} has the label {foreign[0]}, and there are {bundle.num_classes} classes: labels are "
+                f"indices from 0 to {bundle.num_classes - 1}"
             )
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        held += members[:count]
-        rest += members[count:]
-    return sorted(rest), sorted(held)
+        counts[split] = tuple(np.bincount(labels, minlength=bundle.num_classes).tolist())
+    counted = replace(bundle, class_counts=counts)
+    note = _imbalance_note(counted)
+    return counted if note is None or note in bundle.notes else replace(counted, notes=(*bundle.notes, note))
 
 
-def limit(labels: Sequence[int], count: int, seed: int) -> list[int]:
-    """Positions of ``count`` images, drawn class by class in turn, so that classes are as equal as they can be.
-
-    Raises:
-        DataError: fewer images than classes.
-    """
-    classes = _shuffled_classes(labels, seed)
-    if count < len(classes):
-        raise DataError(f"train_limit={count} leaves some of the {len(classes)} classes without an image: raise it")
-    # The n-th image of every class comes before the (n+1)-th of any.
-    turns = sorted((turn, label, index) for label, members in classes.items() for turn, index in enumerate(members))
-    return sorted(index for _, _, index in turns[:count])
-
-
-def _shuffled_classes(labels: Sequence[int], seed: int) -> dict[int, list[int]]:
-    array = np.asarray(labels)
-    random = np.random.RandomState(seed)  # its stream is frozen: the same split with every version of numpy
-    return {int(c): random.permutation(np.flatnonzero(array == c)).tolist() for c in np.unique(array)}
+def _imbalance_note(bundle: DataBundle) -> str | None:
+    if bundle.imbalance <= _NOTEWORTHY_IMBALANCE:
+        return None
+    counts = bundle.class_counts["train"]
+    few, many = (bundle.class_names[counts.index(pick(counts))] for pick in (min, max))
+    if min(counts) == 0:
+        return f"{few} has no training images: no network can learn it"
+    return (
+        f"{few} has {bundle.imbalance:.1f}x fewer training images than {many}: look at balanced accuracy; "
+        f"data.balance = true draws classes equally often"
+    )
 
 
 def make_loader(
-    dataset: Dataset[Any], *, batch_size: int, shuffle: bool, workers: int = 0, drop_last: bool = False
+    dataset: Dataset[Any], *, batch_size: int, shuffle: bool, workers: int = 0, drop_last: bool = False, balance: bool = False
 ) -> DataLoader[Any]:
     """Batches ``(images, labels)``. Order and augmentation follow torch's global random state at the start of each pass.
+
+    With ``balance`` every image is drawn with a chance of one over the size of its class, with repetition, as many as there are
+    in the data set; this order comes from a generator of the sampler's own, ``loader.sampler.generator``, which training seeds
+    for every epoch, the same on every process.
 
     Workers are started anew for each pass: kept ones would carry their random state from pass to pass, and a resumed run could
     not repeat it.
 
     Raises:
-        DataError: the loader would yield nothing.
+        DataError: the loader would yield nothing; or with ``balance``: labels aren't known without loading images, or ``shuffle``
+            is off.
     """
-    size = len(dataset)  # pyright: ignore[reportArgumentType]
+    size = _size(dataset)
     if size == 0 or (drop_last and size < batch_size):
         raise DataError(f"{size} images give no batch of {batch_size}{': the last one is dropped' if size else ''}")
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        shuffle=shuffle,
+        shuffle=shuffle and not balance,
+        sampler=_balanced_sampler(dataset, shuffle) if balance else None,
         num_workers=workers,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _balanced_sampler(dataset: Dataset[Any], shuffle: bool) -> WeightedRandomSampler:
+    if not shuffle:
+        raise DataError("balance draws images at random, so it can't keep their order: set shuffle, or leave balance off")
+    labels = known_labels(dataset)
+    if labels is None:
+        raise DataError(
+            f"balance needs the class of every image beforehand, and {type(dataset).__name__} tells none without loading it: "
+            f"give the data set an attribute targets, a list of class indices, or leave balance off"
+        )
+    weights = 1 / np.bincount(labels)[labels]
+    return WeightedRandomSampler(weights.tolist(), num_samples=len(labels), replacement=True, generator=torch.Generator())
+
+
+def _size(dataset: Dataset[Any]) -> int:
+    return len(dataset)  # pyright: ignore[reportArgumentType]

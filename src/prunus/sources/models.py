@@ -17,8 +17,9 @@ from torch import nn
 from prunus.errors import PrunusError, RecipeError, UnknownName
 from prunus.sources.cifar import NAMES as CIFAR_NAMES
 from prunus.sources.cifar import cifar_resnet
+from prunus.sources.pretrained import fetch_pretrained
 from prunus.sources.user_file import call_user_function, names_user_file
-from prunus.sources.weights import load_weights
+from prunus.sources.weights import fit_weights, load_weights
 
 _PREFIXES = ("cifar", "torchvision", "timm")
 _FORMS = "torchvision:NAME, timm:NAME, cifar:resnet20 (or another depth), or path/to/file.py:function"
@@ -34,12 +35,14 @@ def load_model(
     arguments: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """Build the network that ``source`` names, its random weights drawn from ``seed``; nothing is ever downloaded.
+    """Build the network that ``source`` names, its random weights drawn from ``seed``; downloads only where ``weights`` says so.
 
     Args:
         source: ``torchvision:NAME``, ``timm:NAME``, ``cifar:resnet8|14|20|32|44|56|110`` (``-projection`` behind it for 1x1
             convolutions in the shortcuts) or ``path/to/file.py:function``.
-        weights: file for `load_weights`; None leaves the random weights.
+        weights: None leaves the random weights. A file for `load_weights`; ``package:DISTRIBUTION/PATH``, a file of an installed
+            package; ``pretrained`` or ``pretrained:TAG``, torchvision's or timm's own; ``hf:ORG/REPO/FILE``. The last two are
+            downloaded, or found where their libraries keep downloads.
         num_classes: outputs of the classifier; None is the network's own number. A user's function gets it if it has a parameter
             of that name, and likewise ``in_channels``.
         in_channels: channels of the input; None is the network's own number.
@@ -49,13 +52,15 @@ def load_model(
     Raises:
         UnknownName: no such network, file or function.
         RecipeError: the arguments don't fit, the function raised or returned no `nn.Module`.
-        ArtifactError: the weights can't be read or don't fit.
+        ArtifactError: the weights can't be read, fetched or don't fit.
         PrunusError: the library that has the network isn't installed.
     """
     chosen = dict(arguments or {})
     with _seeded(seed):
         model = _build(source, num_classes, in_channels, chosen)
-    if weights is not None:
+    if isinstance(weights, str) and (weights == "pretrained" or weights.startswith("pretrained:")):
+        fit_weights(model, fetch_pretrained(source, weights.partition(":")[2]), f"{weights} of {source}")
+    elif weights is not None:
         load_weights(model, weights)
     return model
 
@@ -87,8 +92,8 @@ def _build(source: str, num_classes: int | None, in_channels: int | None, argume
     refused = [key for key in arguments if key in _DOWNLOADING]
     if refused:
         raise RecipeError(
-            f"{source}: the argument {refused[0]!r} would fetch trained weights, and Prunus downloads nothing: "
-            f"name a file of weights instead (model.weights in a recipe, --weights on the command line)"
+            f"{source}: the argument {refused[0]!r} is set by Prunus: name the weights as model.weights in a recipe, or "
+            f"--weights on the command line (a file, or pretrained to download the library's own)"
         )
     try:
         if prefix == "torchvision":

@@ -13,6 +13,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from prunus.errors import DataError, UnknownName
 
 AUGMENTATIONS = ("none", "shift", "crop-flip", "resized-crop-flip")
+SMALLEST_AREA = 0.08  # ImageNet's
 
 
 def evaluation_transform(image_size: int | None, mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], Tensor]:
@@ -21,23 +22,36 @@ def evaluation_transform(image_size: int | None, mean: Sequence[float], std: Seq
 
 
 def training_transform(
-    augment: str, stored_size: tuple[int, int], image_size: int | None, mean: Sequence[float], std: Sequence[float]
+    augment: str,
+    stored_size: tuple[int, int],
+    image_size: int | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    min_area: float = SMALLEST_AREA,
+    colour: float = 0.0,
 ) -> Callable[[Any], Tensor]:
     """The evaluation transform with one of `AUGMENTATIONS` in it; all randomness is drawn from torch's global generator.
 
     ``shift`` moves by up to one pixel; ``crop-flip`` by up to four, and mirrors half of the images; ``resized-crop-flip`` cuts
-    8 % to 100 % of the area, at an aspect ratio of 3/4 to 4/3, and mirrors half. What comes in from outside the image is black.
+    ``min_area`` to all of the area, at an aspect ratio of 3/4 to 4/3, and mirrors half. What comes in from outside the image is
+    black. ``colour`` scales brightness, contrast and saturation, each by a factor drawn from 1 - colour to 1 + colour.
+
+    Raises:
+        UnknownName: no such augmentation.
+        DataError: a setting is out of its range, or the augmentation has no use for it.
     """
     size = stored_size if image_size is None else (image_size, image_size)
     steps: dict[str, list[Any]] = {
         "none": [*_to_size(image_size)],
         "shift": [*_to_size(image_size), v2.RandomCrop(size, padding=1)],
         "crop-flip": [*_to_size(image_size), v2.RandomCrop(size, padding=4), v2.RandomHorizontalFlip()],
-        "resized-crop-flip": [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()],
+        "resized-crop-flip": [_resized_crop(size, min_area), v2.RandomHorizontalFlip()],
     }
     if augment not in steps:
         raise UnknownName.among("augmentation", augment, AUGMENTATIONS)
-    return v2.Compose([*steps[augment], Normalise(mean, std)])
+    if min_area != SMALLEST_AREA and augment != "resized-crop-flip":
+        raise DataError(f"min_area={min_area} acts on augment='resized-crop-flip' only, and augment is {augment!r}: leave it out")
+    return v2.Compose([*steps[augment], *_jitter(colour, len(mean)), Normalise(mean, std)])
 
 
 class Normalise:
@@ -47,8 +61,11 @@ class Normalise:
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, image: Any) -> Tensor:
-        pixels = image if isinstance(image, Tensor) else pil_to_tensor(image).float().div_(255)
-        return (pixels - self.mean) / self.std
+        if isinstance(image, Tensor):
+            return (image - self.mean) / self.std
+        # Channel by channel in memory, as a batch is, and in place: three passes over new memory would take most of the time.
+        pixels = pil_to_tensor(image).to(torch.float32, memory_format=torch.contiguous_format)
+        return pixels.div_(255).sub_(self.mean).div_(self.std)
 
 
 def check_normalisation(channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -62,3 +79,19 @@ def check_normalisation(channels: int, mean: Sequence[float], std: Sequence[floa
 
 def _to_size(image_size: int | None) -> list[Any]:
     return [] if image_size is None else [v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size)]
+
+
+def _resized_crop(size: tuple[int, int], min_area: float) -> Any:
+    if not 0 < min_area <= 1:
+        raise DataError(f"min_area={min_area} is a share of an image's area, above 0 and at most 1")
+    return v2.RandomResizedCrop(size, scale=(min_area, 1.0), antialias=True)
+
+
+def _jitter(colour: float, channels: int) -> list[Any]:
+    if not 0 <= colour < 1:
+        raise DataError(f"colour={colour} is the strength of random brightness, contrast and saturation, from 0 to below 1")
+    if colour == 0:
+        return []
+    if channels not in (1, 3):
+        raise DataError(f"colour={colour} needs images of 1 or 3 channels, and these have {channels}: set it to 0")
+    return [v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour)]

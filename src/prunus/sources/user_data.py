@@ -7,31 +7,32 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from prunus.errors import DataError
-from prunus.sources.bundle import DataBundle, hold_out, limit
+from prunus.sources.bundle import DataBundle, count_classes, known_labels
+from prunus.sources.splits import SPLIT_SEED, hold_out, limit
 from prunus.sources.user_file import call_user_function
 
 _KEYS = ("train", "test", "validation", "class_names")
 
 
-def user_data(source: str, *, validation_fraction: float, train_limit: int | None, seed: int) -> DataBundle:
+def user_data(source: str, *, validation_fraction: float, train_limit: int | None) -> DataBundle:
     """Call the function: it returns a `DataBundle`, or a dict of data sets ``train``, ``test`` and, if it likes, ``validation``.
 
     A dict may name the classes under ``class_names``; otherwise they come from ``train.classes``, or from reading every training
-    label. Without ``validation``, a share of ``train`` is held out.
+    label. Without ``validation``, a share of ``train`` is held out. Classes are counted where labels are known without loading.
 
     Raises:
-        DataError: something else came back, a split is missing or empty, or its items aren't (float tensor CxHxW, class index).
+        DataError: something else came back, a split is missing or empty, its items aren't (float tensor CxHxW, class index), or
+            labels have no class.
     """
     result = call_user_function(source, {})
     if isinstance(result, DataBundle):
         bundle = replace(result, source=source)
     elif isinstance(result, Mapping):
-        bundle = _from_dict(source, cast("Mapping[str, Any]", result), validation_fraction, seed)
+        bundle = _from_dict(source, cast("Mapping[str, Any]", result), validation_fraction)
     else:
         raise DataError(
             f"{source!r} returned a {type(result).__name__}: a data function returns a DataBundle or a dict with train and test"
@@ -39,18 +40,18 @@ def user_data(source: str, *, validation_fraction: float, train_limit: int | Non
     for split in ("train", "validation", "test", "calibration"):
         _check_item(source, split, getattr(bundle, split), bundle)
     if train_limit is not None and train_limit < _size(bundle.train):
-        chosen = limit(_labels(bundle.train), train_limit, seed)
+        chosen = limit(_labels(bundle.train), train_limit, SPLIT_SEED)
         # A calibration set of the same length holds the same images without augmentation.
         parallel = _size(bundle.calibration) == _size(bundle.train)
         calibration = Subset(bundle.calibration, chosen) if parallel else bundle.calibration
         bundle = replace(bundle, train=Subset(bundle.train, chosen), calibration=calibration)
-    return bundle
+    return count_classes(bundle)
 
 
 _SPLITS = ("train", "test", "validation")
 
 
-def _from_dict(source: str, result: Mapping[str, Any], validation_fraction: float, seed: int) -> DataBundle:
+def _from_dict(source: str, result: Mapping[str, Any], validation_fraction: float) -> DataBundle:
     unknown = [key for key in result if key not in _KEYS]
     missing = [key for key in ("train", "test") if key not in result]
     if unknown or missing:
@@ -65,7 +66,7 @@ def _from_dict(source: str, result: Mapping[str, Any], validation_fraction: floa
         class_names = [str(label) for label in range(max(_labels(train)) + 1)]
         notes = ("class names were not given: the classes are those of the training labels",)
     if validation is None:
-        rest, held = hold_out(_labels(train), validation_fraction, seed)
+        rest, held = hold_out(_labels(train), validation_fraction, SPLIT_SEED)
         train, validation = Subset(train, rest), Subset(train, held)
     image = _first(source, "train", train)[0]
     shape = tuple(image.shape) if isinstance(image, Tensor) else ()
@@ -116,11 +117,9 @@ def _wrong_item(source: str, split: str, item: Any) -> str:
 
 
 def _labels(dataset: Dataset[Any]) -> list[int]:
-    """Class indices: from ``targets`` (torchvision's name for them), else by reading every item."""
-    targets = getattr(dataset, "targets", None)
-    if targets is None:
-        targets = [dataset[index][1] for index in range(_size(dataset))]
-    return [int(label) for label in torch.as_tensor(targets)]
+    """Class indices: as the data set tells them, else by reading every item."""
+    labels = known_labels(dataset)
+    return [int(dataset[index][1]) for index in range(_size(dataset))] if labels is None else labels
 
 
 def _size(dataset: Dataset[Any]) -> int:

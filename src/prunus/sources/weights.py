@@ -1,9 +1,10 @@
-"""Files of trained weights."""
+"""Files of trained weights: on disk, in an installed package, or on a hub."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,22 +23,73 @@ _WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load ``path`` into ``model``, in place and strictly: every parameter and buffer, of the same shape, or nothing at all.
 
+    ``path`` may be ``package:DISTRIBUTION/PATH``, a file of an installed package, or ``hf:ORG/REPO/FILE``, which is downloaded.
     ``.safetensors``, or ``.pt``, ``.pth``, ``.bin`` read without executing pickled code. A dict nested under ``state_dict`` or
     ``model`` is unpacked and the key prefixes of wrapped networks are dropped. Counters ``num_batches_tracked`` may be absent.
 
     Raises:
-        ArtifactError: no such file, unknown suffix, damaged or foreign contents, missing, unexpected or misshapen keys.
+        ArtifactError: no such file or package, no connection, unknown suffix, damaged or foreign contents, missing, unexpected
+            or misshapen keys.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise ArtifactError(f"there is no file of weights at {path}")
-    weights = _without_prefix(_tensors(path, _read(path)))
+    path = _locate(str(path))
+    fit_weights(model, _without_prefix(_tensors(path, _read(path))), str(path))
+
+
+def fit_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Load ``weights`` as `load_weights` does; ``where`` names them in errors."""
     own = model.state_dict()
     for name, tensor in own.items():
         if name.endswith("num_batches_tracked"):
             weights.setdefault(name, tensor)
-    _check_keys(path, type(model).__name__, weights, own)
+    _check_keys(where, type(model).__name__, weights, own)
     model.load_state_dict(weights)
+
+
+def _locate(name: str) -> Path:
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix == "package":
+        return _in_package(rest)
+    if colon and prefix == "hf":
+        return _from_hub(rest)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ArtifactError(f"there is no file of weights at {path}")
+    return path
+
+
+def _in_package(name: str) -> Path:
+    distribution, _, file = name.partition("/")
+    try:
+        path = Path(str(metadata.distribution(distribution).locate_file(file)))
+    except (metadata.PackageNotFoundError, ValueError):
+        raise ArtifactError(
+            f"package:{name}: the package {distribution!r} isn't installed: pip install --no-deps {distribution}"
+        ) from None
+    if not path.is_file():
+        raise ArtifactError(f"package:{name}: the installed package {distribution} has no file {file!r}")
+    return path
+
+
+def _from_hub(name: str) -> Path:
+    owner, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    if not (owner and repository and file):
+        raise ArtifactError(f"can't read hf:{name}: write hf:ORG/REPO/FILE, e.g. hf:timm/resnet18.a1_in1k/model.safetensors")
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(f"{owner}/{repository}", file))
+    except Exception as error:  # no library, no connection, no such repository, no right to read it
+        raise not_fetched(f"hf:{name}", error) from error
+
+
+def not_fetched(what: str, error: Exception, address: str = "") -> ArtifactError:
+    """What to tell a user whose download failed."""
+    reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return ArtifactError(
+        f"{what} can't be downloaded ({reason}). On a machine that is online, fetch the file{f' {address}' if address else ''}, "
+        f"bring it here and name it: model.weights = 'PATH' in a recipe, --weights PATH on the command line"
+    )
 
 
 def _read(path: Path) -> Any:
@@ -83,7 +135,7 @@ def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _check_keys(path: Path, network: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def _check_keys(path: str, network: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
     misshapen = [
@@ -103,8 +155,8 @@ def _check_keys(path: Path, network: str, weights: Mapping[str, Tensor], own: Ma
     if problems:
         raise ArtifactError(
             f"{path} doesn't fit the network ({network}), nothing was loaded: {'; '.join(problems)}. Check the network's "
-            f"name and its number of classes; to start from the weights of another task, load them and replace the last layer "
-            f"in a function of your own (path/to/file.py:function)"
+            f"name and its number of classes; to start from the weights of another task, give the recipe a section "
+            f"[transfer], which replaces the head, or replace it in a function of your own (path/to/file.py:function)"
         )
 
 

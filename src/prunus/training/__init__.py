@@ -5,6 +5,8 @@ from prunus.training.evaluation import evaluate
 from prunus.training.log import EpochLog, Evaluation, TrainingLog
 from prunus.training.loop import train
 from prunus.training.objective import MetricFn, Objective
+from prunus.training.placement import memory_format
+from prunus.training.speed import TrainingSpeed, fastest, measure_training_speed
 
 __all__ = [
     "Checkpoint",
@@ -13,8 +15,12 @@ __all__ = [
     "MetricFn",
     "Objective",
     "TrainingLog",
+    "TrainingSpeed",
     "evaluate",
+    "fastest",
     "load_checkpoint",
+    "measure_training_speed",
+    "memory_format",
     "save_checkpoint",
     "train",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -12,12 +12,21 @@ class Evaluation:
 
     ``accuracy`` is the share of right answers in 0..1 (or the mean of the user's metric), ``loss`` the mean per example,
     ``count`` the number of examples, ``seconds`` the wall time.
+
+    The rest is there for plain classification only: the default metric, targets that are class indices (n,), logits (n, classes).
+    ``top5`` is the share whose class is among the five highest logits (None up to five classes); ``balanced_accuracy`` the mean,
+    over the classes that occur, of the share of each that was recognised; ``confusion[true][predicted]`` counts examples (None
+    above 50 classes); ``most_confused`` holds up to ten ``[true, predicted, examples]`` of mistakes, the most frequent first.
     """
 
     accuracy: float
     loss: float
     count: int
     seconds: float
+    top5: float | None = None
+    balanced_accuracy: float | None = None
+    confusion: list[list[int]] | None = None
+    most_confused: list[list[int]] = field(default_factory=lambda: list[list[int]]())
 
 
 @dataclass(frozen=True)

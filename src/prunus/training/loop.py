@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from prunus.training.evaluation import run_evaluation
 from prunus.training.log import EpochLog, TrainingLog
 from prunus.training.losses import EpochLosses
 from prunus.training.objective import MetricFn, Objective, batch_size
-from prunus.training.optimizers import build_optimizer, learning_rate, warmup_steps
+from prunus.training.optimizers import build_optimizer, learning_rate, total_steps, warmup_steps
 from prunus.training.placement import (
     MixedPrecision,
     count_batches,
@@ -27,6 +28,7 @@ from prunus.training.placement import (
     share_batches,
     share_buffers,
     start_accelerator,
+    train_mode,
 )
 from prunus.training.progress import Report, progress_bar
 from prunus.training.randomness import restored_generators, seed_epoch
@@ -49,6 +51,7 @@ def train(
     description: str = "train",
     on_epoch: Callable[[EpochLog], None] | None = None,
     mixed_precision: MixedPrecision = "auto",
+    channels_last: bool = False,
 ) -> TrainingLog:
     """Train ``model`` in place and say how every epoch went; mode, device and random state are left as found, gradients cleared.
 
@@ -60,7 +63,10 @@ def train(
     A batch is ``(inputs, targets)``; ``loss_fn(output, batch)`` is a mean over it (default: cross entropy, auxiliary outputs
     at 0.3 each), ``metric(output, batch)`` has one value per example. ``method`` adds its penalty and hooks: ``after_backward``
     sees unscaled gradients before they are clipped. ``on_epoch`` is called in the main process after every epoch, when its
-    checkpoint is on the disk. Mixed precision is used on GPUs; evaluation is always in the network's own precision.
+    checkpoint is on the disk. A part of the network whose parameters are all frozen (``requires_grad`` is False) runs as in
+    evaluation: its batch norm keeps its statistics and its dropout is off. ``channels_last`` is the memory format of the weights,
+    and so of what convolutions compute, while it trains. Mixed precision is used on GPUs; evaluation is always in the network's
+    own precision.
 
     Raises:
         TrainingError: non-finite loss, a loader that yields nothing or has no length, a checkpoint of another run.
@@ -69,13 +75,13 @@ def train(
     if resume and checkpoint is None:
         raise TrainingError("resume needs the path of a checkpoint: give checkpoint=PATH")
     objective = Objective(loss_fn, metric, forward_fn, settings.label_smoothing)
-    if settings.epochs == 0:
+    if settings.epochs == 0 and settings.steps is None:
         return TrainingLog((), seed, note=f"{description}: epochs = 0, nothing was trained")
     if checkpoint is not None:
         checkpoint = usable_path(checkpoint)
     with restored_generators():
         run = _Run(model, loader, settings, seed, objective, method, mixed_precision)
-        with placed(model, run.accelerator.device):
+        with placed(model, run.accelerator.device, channels_last):
             try:
                 return run.execute(checkpoint, resume, evaluation_loader, on_epoch, description)
             finally:
@@ -117,6 +123,8 @@ class _Run:
         if steps == 0:
             raise TrainingError("the training loader yields nothing: is the data set empty, or smaller than one batch?")
         self.steps_per_epoch = steps
+        self.steps = total_steps(settings, steps)
+        self.num_epochs = -(-self.steps // steps)  # the last may be a part of one
         self.epochs: tuple[EpochLog, ...] = ()
         self.checkpoint: Path | None = None
 
@@ -136,10 +144,9 @@ class _Run:
         self.checkpoint = checkpoint
         finished, note = self._restore(checkpoint) if resume and checkpoint is not None else (None, "")
         main = self.accelerator.is_main_process
-        total = self.settings.epochs * self.steps_per_epoch
-        with progress_bar(description, total, enabled=main) as report:
-            for epoch in range(len(self.epochs), self.settings.epochs):
-                what = f"{description} {epoch + 1}/{self.settings.epochs}"
+        with progress_bar(description, self.steps, enabled=main) as report:
+            for epoch in range(len(self.epochs), self.num_epochs):
+                what = f"{description} {epoch + 1}/{self.num_epochs}"
                 log = self._epoch(epoch, what, report)
                 share_buffers(self.accelerator, self.model)
                 if evaluation_loader is not None:
@@ -156,7 +163,7 @@ class _Run:
         return run_evaluation(self.accelerator, self.model, loader, self.objective, what, show=False).accuracy
 
     def _epoch(self, epoch: int, what: str, report: Report) -> EpochLog:
-        self.model.train()
+        train_mode(self.model)
         # Batches first: with several processes a sampler gets its generator here, and that must be seeded, too. Made anew
         # for every epoch, so that worker processes carry no random state over from the last one.
         batches = share_batches(self.accelerator, self.loader, even=True)
@@ -167,7 +174,7 @@ class _Run:
         start = time.perf_counter()
         losses = EpochLosses(self.accelerator)
         lr = 0.0
-        for batch in batches:
+        for batch in islice(batches, self.steps - epoch * self.steps_per_epoch):
             lr = self._set_learning_rate(epoch * self.steps_per_epoch + losses.steps)
             if losses.add(self._step(batch), batch_size(batch)):
                 self._check(losses, epoch)
@@ -180,8 +187,8 @@ class _Run:
         return EpochLog(epoch + 1, losses.mean, lr, seconds, losses.count / seconds)
 
     def _set_learning_rate(self, step: int) -> float:
-        steps = self.settings.epochs * self.steps_per_epoch
-        lr = learning_rate(step, steps, warmup_steps(self.settings, self.steps_per_epoch), self.settings.lr)
+        warmup = warmup_steps(self.settings, self.steps_per_epoch)
+        lr = learning_rate(step, self.steps, warmup, self.settings.lr, self.settings.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
@@ -216,7 +223,7 @@ class _Run:
         if self.checkpoint is not None and self.epochs:
             kept = f"the last good checkpoint is {self.checkpoint} (epoch {len(self.epochs)})"
         raise TrainingError(
-            f"the loss became {loss} in epoch {epoch + 1} of {self.settings.epochs}, step {step + 1} of {self.steps_per_epoch}; "
+            f"the loss became {loss} in epoch {epoch + 1} of {self.num_epochs}, step {step + 1} of {self.steps_per_epoch}; "
             f"{kept}. Lower lr (now {self.settings.lr}), lengthen warmup_epochs, set clip_norm, or look for nan in the data"
         )
 
@@ -255,5 +262,5 @@ class _Run:
             self.accelerator.scaler.load_state_dict(stored.state["scaler"])
         self.epochs = stored.epochs
         done = len(self.epochs)
-        left = "all epochs were done" if done == self.settings.epochs else f"continued with epoch {done + 1}"
-        return done, f"resumed after epoch {done} of {self.settings.epochs} from {path}: {left}"
+        left = "all epochs were done" if done == self.num_epochs else f"continued with epoch {done + 1}"
+        return done, f"resumed after epoch {done} of {self.num_epochs} from {path}: {left}"

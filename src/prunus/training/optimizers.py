@@ -31,17 +31,26 @@ def build_optimizer(model: nn.Module, settings: OptimizerConfig) -> torch.optim.
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
 
 
-def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
+def learning_rate(step: int, steps: int, warmup_steps: int, peak: float, schedule: str = "cosine") -> float:
     """The rate of step ``step`` (from 0) of ``steps``: linear up to ``peak`` at step ``warmup_steps - 1``, then a cosine to 0.
+
+    With the schedule ``constant`` it stays at the peak instead.
 
     A closed form, so that a resumed run needs no state to find its place.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
     progress = (step - warmup_steps) / max(steps - warmup_steps, 1)
     return peak * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
+def total_steps(settings: OptimizerConfig, steps_per_epoch: int) -> int:
+    """Steps of the whole run: ``steps`` where they are given, else those of ``epochs``."""
+    return settings.epochs * steps_per_epoch if settings.steps is None else settings.steps
+
+
 def warmup_steps(settings: OptimizerConfig, steps_per_epoch: int) -> int:
     """Steps of linear warm-up: ``warmup_epochs`` may be fractional and is capped to the run."""
-    return min(round(settings.warmup_epochs * steps_per_epoch), settings.epochs * steps_per_epoch)
+    return min(round(settings.warmup_epochs * steps_per_epoch), total_steps(settings, steps_per_epoch))

@@ -106,18 +106,44 @@ def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
             broadcast(buffer)
 
 
+def train_mode(model: nn.Module) -> None:
+    """Train mode, except for parts whose parameters are all frozen: they must not learn, by batch norm's statistics either."""
+    model.train()
+    for part in model.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            part.eval()
+
+
 @contextmanager
-def placed(model: nn.Module, device: torch.device) -> Generator[None, None, None]:
-    """Move ``model`` to ``device``; afterwards move it back and put every module's train or eval mode back as found."""
+def placed(model: nn.Module, device: torch.device, channels_last: bool = False) -> Generator[None, None, None]:
+    """Move ``model`` to ``device``; afterwards move it back and put every module's train or eval mode back as found.
+
+    ``channels_last``: see `memory_format`.
+    """
     modes = [(module, module.training) for module in model.modules()]
     devices = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
     if len(devices) > 1:
         raise TrainingError(f"the network is spread over {', '.join(sorted(map(str, devices)))}: put it on one device first")
     try:
         model.to(device)
-        yield
+        with memory_format(model, channels_last):
+            yield
     finally:
         for module, training in modes:
             module.training = training
         for found in devices:
             model.to(found)
+
+
+@contextmanager
+def memory_format(model: nn.Module, channels_last: bool) -> Generator[None, None, None]:
+    """Keep the weights channels-last meanwhile, if asked for: convolutions then compute, and hand on, channels-last tensors."""
+    if not channels_last:
+        yield
+        return
+    try:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        yield
+    finally:
+        model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,235 @@
+"""Tables made of whole runs: every row is a recipe with a few fields changed, run with several seeds and kept when finished.
+
+Rows of the same seed share their trained network: the stages before pruning are copied from the first row's run. A table that was
+stopped goes on where it was. Work can be divided over processes (``--jobs``); what they print and how fast they train is then not
+a timing, so latency is measured afterwards, for all networks in turn, by `measure`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.config import Recipe, load_recipe
+from prunus.export import measure_latency
+from prunus.files import write_atomically
+from prunus.pipeline.images import load_images
+from prunus.pipeline.networks import Networks
+from prunus.pipeline.result import environment
+from prunus.pipeline.run import EXAMPLES, run
+from prunus.pipeline.stages import Stages
+from prunus.pipeline.trainer import Compute, Trainer
+from prunus.surgery.artifact import read_record
+
+RESULTS = Path(__file__).parent / "results"
+RECIPES = Path(__file__).parents[1] / "src" / "prunus" / "recipes"
+SHARED_STAGES = ("compute", "transfer", "train")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: overrides of the recipe; or, with ``kind``, a network trained without pruning.
+
+    ``longer``: the full network, trained as many epochs more as pruned ones are fine-tuned. ``scratch``: the network that the
+    first row pruned, from random weights, with the training of ``train`` and ``recover`` together.
+    """
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    kind: str = "run"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A recipe, its rows, and where they are run."""
+
+    name: str
+    recipe: str
+    rows: Sequence[Row]
+    folder: Path
+    overrides: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def recipe_of(self, row: Row, seed: int) -> Recipe:
+        return load_recipe(RECIPES / f"{self.recipe}.toml", [*self.overrides, *row.overrides, f"seed={seed}"])
+
+    def place(self, row: Row, seed: int) -> Path:
+        return self.folder / f"{self.name}-{row.name}-{seed}"
+
+
+def make(table: Table, jobs: int) -> None:
+    """Run what isn't there yet, in the order of the rows, then write the table."""
+    first = table.rows[0]
+    _parallel(table, [(first, seed) for seed in first.seeds], jobs)  # the other rows start from their trained networks
+    _parallel(table, [(row, seed) for row in table.rows[1:] for seed in row.seeds], jobs)
+    write(table)
+
+
+def _parallel(table: Table, parts: Iterable[tuple[Row, int]], jobs: int) -> None:
+    waiting = [(row, seed) for row, seed in parts if not (table.place(row, seed) / "result.json").exists()]
+    running: list[subprocess.Popen[bytes]] = []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            row, seed = waiting.pop(0)
+            running.append(subprocess.Popen([*sys.orig_argv, "--part", row.name, str(seed)]))
+        running[0].wait()
+        if any(process.returncode for process in running if process.poll() is not None):
+            raise SystemExit("a part failed: its message is above; the same command goes on where this one stopped")
+        running = [process for process in running if process.poll() is None]
+        write(table)
+
+
+def make_part(table: Table, name: str, seed: int) -> None:
+    """One row with one seed."""
+    row = next(r for r in table.rows if r.name == name)
+    recipe, out = table.recipe_of(row, seed), table.place(row, seed)
+    print(f"{table.name}: {name}, seed {seed}", flush=True)
+    if row.kind != "run":
+        _without_pruning(table, row, recipe, out)
+        return
+    first = table.place(table.rows[0], seed)
+    if row is not table.rows[0] and not (out / "stages").exists():
+        _share(first, out, recipe)
+    run(recipe, out, resume=(out / "stages").exists(), announce=lambda stage: print(f"  {name} {seed}: {stage}", flush=True))
+
+
+def _share(first: Path, out: Path, recipe: Recipe) -> None:
+    own, other = recipe.model_dump(mode="json"), json.loads((first / "recipe.json").read_text())
+    differing = [
+        part for part in ("seed", "model", "data", "transfer", "train", "functions", "compute") if own[part] != other[part]
+    ]
+    assert not differing, f"rows of one table differ in {differing}: their trained networks can't be shared"
+    (out / "stages").mkdir(parents=True)
+    for name in [f"{stage}.json" for stage in SHARED_STAGES] + ["transfer.prunus", "base.prunus"]:
+        if (first / "stages" / name).exists():
+            shutil.copy(first / "stages" / name, out / "stages" / name)
+    (out / "recipe.json").write_text(json.dumps(own))
+
+
+def _without_pruning(table: Table, row: Row, recipe: Recipe, out: Path) -> None:
+    first = table.place(table.rows[0], recipe.seed)
+    data = load_images(recipe, at_least=EXAMPLES)
+    examples = torch.stack([data.test[i][0] for i in range(EXAMPLES)])
+    stages = Stages(first, json.loads((first / "recipe.json").read_text()), True, lambda _: None)
+    trainer, networks = Trainer(recipe, data, out, resume=True), Networks(recipe, data, examples)
+    chosen = json.loads(stages.file("compute.json").read_text())
+    trainer.use(Compute(chosen["threads"], chosen["channels_last"]))
+    settings = recipe.recover
+    if row.kind == "longer":
+        model, _ = networks.load(stages, "base")
+    else:
+        model, _ = networks.load(stages, "round-1-fine-tune")
+        torch.manual_seed(recipe.seed)
+        model.apply(_reset)
+        settings = settings.model_copy(update={"epochs": settings.epochs + recipe.train.epochs, "steps": None})
+    epochs = trainer.fit(model, settings, row.kind)
+    judged = trainer.evaluate(model, row.kind)
+    before = json.loads((first / "result.json").read_text())
+    network = before["networks"]["before" if row.kind == "longer" else "after"]
+    found = {"stages": [before["stages"][0], judged], "networks": {"after": network}, "training": {row.kind: epochs}}
+    write_atomically(out / "result.json", json.dumps(found).encode())
+
+
+def _reset(module: nn.Module) -> None:
+    reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+    if reset is not None:
+        reset()
+
+
+def write(table: Table) -> None:
+    """The table so far as JSON under benchmarks/results; latencies that `measure` added stay."""
+    path = RESULTS / f"{table.name}.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    rows = [found for row in table.rows if (found := _summary(table, row))]
+    command = f"python benchmarks/{table.name}.py"
+    tree = {"command": command, "environment": environment(), **table.extra, "rows": rows}
+    tree |= {"latency": old["latency"]} if "latency" in old else {}
+    write_atomically(path, (json.dumps(tree, indent=1) + "\n").encode())
+
+
+def _summary(table: Table, row: Row) -> dict[str, Any] | None:
+    results = {
+        seed: json.loads(path.read_text()) for seed in row.seeds if (path := table.place(row, seed) / "result.json").exists()
+    }
+    if not results:
+        return None
+    curves = {seed: list(found["training"].values())[-1] for seed, found in results.items()}
+    found: dict[str, Any] = {"row": row.name, "overrides": list(row.overrides), "seeds": list(results)}
+    for name, pick in _FIGURES.items():
+        values = [value for result in results.values() if (value := pick(result)) is not None]
+        if values:
+            found[name] = {"values": values, "mean": statistics.mean(values)}
+            found[name] |= {"std": statistics.stdev(values)} if len(values) > 1 else {}
+    found["last_epoch_validation_accuracy"] = [epochs[-1]["accuracy"] for epochs in curves.values() if epochs]
+    return found
+
+
+_FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "test_accuracy_before": lambda r: next(
+        s["accuracy"] for s in r["stages"] if s["stage"] in ("before pruning", "longer", "scratch")
+    ),
+    "test_accuracy": lambda r: r["stages"][-1]["accuracy"],
+    "balanced_accuracy_before": lambda r: next(s for s in r["stages"] if s["stage"] == "before pruning").get("balanced_accuracy"),
+    "balanced_accuracy": lambda r: r["stages"][-1].get("balanced_accuracy"),
+    "macs": lambda r: r["networks"]["after"]["macs"],
+    "parameters": lambda r: r["networks"]["after"]["parameters"],
+}
+
+
+def measure(table: Table, threads: Sequence[int], runs: int) -> None:
+    """Latency of every row's first network and of the full one, alternating in one process; run it on a quiet machine."""
+    path = RESULTS / f"{table.name}.json"
+    tree = json.loads(path.read_text())
+    tree["latency"] = {}
+    for count in threads:
+        models: dict[str, nn.Module] = {}
+        one = None
+        for row in table.rows:
+            out = table.place(row, row.seeds[0])
+            if row.kind != "run" or not (out / "small.prunus").exists():
+                continue
+            recipe = table.recipe_of(row, row.seeds[0])
+            data = load_images(recipe, at_least=EXAMPLES)
+            examples = torch.stack([data.test[i][0] for i in range(EXAMPLES)])
+            networks, stages = Networks(recipe, data, examples), Stages(out, recipe.model_dump(mode="json"), True, lambda _: None)
+            if one is None:
+                one = examples[:1]
+                models["full"] = networks.load(stages, "base")[0].eval()
+            record = read_record(out / "small.prunus")
+            assert record.kept
+            from prunus.surgery import load
+
+            models[row.name] = load(out / "small.prunus", networks.build(weights=False)).eval()
+        assert one is not None
+        found = measure_latency(models, one, runs=runs, threads=count)
+        tree["latency"][f"threads={count}"] = {
+            name: {"median_ms": v.median_ms, "runtime": v.runtime} for name, v in found.items()
+        }
+    write_atomically(path, (json.dumps(tree, indent=1) + "\n").encode())
+
+
+def main(table: Callable[[argparse.Namespace], Table], arguments: argparse.ArgumentParser) -> None:
+    """The command line that all tables share."""
+    arguments.add_argument("--jobs", type=int, default=1, help="rows that run at the same time")
+    arguments.add_argument("--part", nargs=2, metavar=("ROW", "SEED"), help="run one row with one seed")
+    arguments.add_argument("--measure", action="store_true", help="only measure latencies of finished rows, on a quiet machine")
+    chosen = arguments.parse_args()
+    made = table(chosen)
+    if chosen.part:
+        make_part(made, chosen.part[0], int(chosen.part[1]))
+    elif chosen.measure:
+        measure(made, threads=(1, 2), runs=40)
+    else:
+        make(made, chosen.jobs)

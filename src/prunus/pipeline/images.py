@@ -1,0 +1,34 @@
+"""The recipe's images, prepared the way its network was trained."""
+
+from __future__ import annotations
+
+from prunus.config import Recipe
+from prunus.errors import DataError
+from prunus.sources import DataBundle, load_data, own_normalisation
+
+
+def load_images(recipe: Recipe, *, at_least: int) -> DataBundle:
+    """The images that ``recipe.data`` names; a torchvision or timm network's own normalisation is used unless one is given.
+
+    Raises:
+        DataError: what `load_data` raises, or fewer than ``at_least`` test images.
+    """
+    data = recipe.data
+    bundle = load_data(
+        data.source,
+        image_size=data.image_size,
+        augment=data.augment,
+        min_area=data.min_area,
+        colour=data.colour,
+        mean=data.mean,
+        std=data.std,
+        network_normalisation=own_normalisation(recipe.model.source),
+        validation_fraction=data.validation_fraction,
+        train_limit=data.train_limit,
+        download=data.download,
+        check_images=data.check_images,
+        seed=recipe.seed,
+    )
+    if len(bundle.test) < at_least:  # pyright: ignore[reportArgumentType]
+        raise DataError(f"{data.source} has fewer than {at_least} test images: nothing could be judged on them")
+    return bundle

@@ -1,0 +1,77 @@
+"""Iterative pruning: how much every round removes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+from prunus.allocation import allocate
+from prunus.config import PruneConfig
+from prunus.types import Allocator, Amount, Budget, ChannelGraph, Cost, PruningPlan, Scores
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round is asked for."""
+
+    budget: Budget
+    allocator: str | Allocator
+
+
+def plan_round(settings: PruneConfig, full: ChannelGraph, number: int) -> Round:
+    """Round ``number``, from 1. The recipe's budget is a share of the network before the first round, ``full``.
+
+    With a number of rounds, costs go down geometrically. With ``channels_per_round`` (the global removal of a fixed count of
+    Molchanov 2016 and 2019) every round removes so many channels, or fewer once the budget can be met.
+    """
+    if settings.channels_per_round is not None:
+        return Round(absolute(settings.to_budget(), full), ChannelsPerRound(settings.allocator, settings.channels_per_round))
+    return Round(absolute(settings.to_budget(), full, number / settings.rounds), settings.allocator)
+
+
+def meets(settings: PruneConfig, full: ChannelGraph, cost: Cost, channels: int) -> bool:
+    """Whether a network that costs so much and has so many prunable channels left needs no further round."""
+    final, costs = absolute(settings.to_budget(), full), {**asdict(cost), "channels": channels}
+    return all(costs[target] <= final.limit(target, 0) for target in final.targets)
+
+
+def absolute(budget: Budget, full: ChannelGraph, progress: float = 1.0) -> Budget:
+    """``budget`` in absolute amounts, ``progress`` of the way there on a geometric path from the full network's costs."""
+    costs = {**asdict(full.cost()), "channels": full.num_prunable_channels}
+    amounts: dict[str, Amount] = {}
+    for target in budget.targets:
+        whole = float(costs[target])
+        amounts[target] = max(1, int(whole * (budget.limit(target, whole) / whole) ** progress))
+    return replace(budget, **amounts)
+
+
+@dataclass(frozen=True)
+class ChannelsPerRound:
+    """Removes ``count`` channels the way the named allocator does, or fewer if that meets the budget."""
+
+    inner: str
+    count: int
+
+    def allocate(
+        self,
+        graph: ChannelGraph,
+        scores: Scores,
+        budget: Budget,
+        *,
+        evaluate: Callable[[PruningPlan], float] | None = None,
+        measure: Callable[[PruningPlan], float] | None = None,
+    ) -> PruningPlan:
+        """The plan that meets ``budget`` if it removes at most ``count`` channels, else the one that removes ``count``.
+
+        Where widths are multiples of something, that is the next number above ``count`` that they allow.
+        """
+        plan = allocate(graph, scores, budget, self.inner)
+        if removed_channels(plan) <= self.count:
+            return plan
+        only_channels = dict.fromkeys(budget.targets) | {"channels": graph.num_prunable_channels - self.count}
+        return allocate(graph, scores, replace(budget, tolerance=0.99, **only_channels), self.inner)
+
+
+def removed_channels(plan: PruningPlan) -> int:
+    """Channels that ``plan`` takes out, over all groups."""
+    return sum(int((~keep).sum()) for keep in plan.keep.values())

@@ -1,0 +1,111 @@
+"""Training and judging with a recipe's images, functions and settings: what every stage of a run shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from prunus.config import OptimizerConfig, Recipe
+from prunus.sources import DataBundle, load_function, make_loader
+from prunus.training import evaluate, fastest, measure_training_speed, memory_format, train
+from prunus.training.objective import Objective
+
+SEEDS_PER_PHASE = 1000  # phases draw different images, and the seeds of recipes are small numbers
+_MEASURED_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the CPU is used, for a whole run."""
+
+    threads: int
+    channels_last: bool
+
+
+class Trainer:
+    """One recipe's way to train and to evaluate; ``checkpoints`` is the folder for training under way."""
+
+    def __init__(self, recipe: Recipe, data: DataBundle, checkpoints: Path, resume: bool) -> None:
+        self.recipe, self.data, self.checkpoints, self.resume = recipe, data, checkpoints, resume
+        named = recipe.functions
+        self.loss_fn, self.metric, self.forward_fn = (
+            load_function(source) if source else None for source in (named.loss, named.metric, named.forward)
+        )
+        self.compute = Compute(torch.get_num_threads(), False)
+
+    def choose_compute(self, build: Callable[[], nn.Module]) -> dict[str, Any]:
+        """Threads and memory format as the recipe wants them; what it leaves open is measured on a real batch."""
+        wanted, cores = self.recipe.compute, torch.get_num_threads()
+        threads = sorted({1, max(cores // 2, 1), cores}) if wanted.threads == "auto" else [wanted.threads or cores]
+        formats = [False, True] if wanted.channels_last == "auto" else [wanted.channels_last]
+        if len(threads) * len(formats) == 1:
+            return {"threads": threads[0], "channels_last": formats[0]}
+        size = min(self.recipe.data.batch_size, _MEASURED_BATCH)
+        batch = next(iter(make_loader(self.data.calibration, batch_size=size, shuffle=False)))
+        objective = Objective(self.loss_fn, self.metric, self.forward_fn)
+        speeds = measure_training_speed(build(), batch, threads=threads, channels_last=formats, objective=objective)
+        best = fastest(speeds)
+        return {"threads": best.threads, "channels_last": best.channels_last, "measured": [asdict(speed) for speed in speeds]}
+
+    def use(self, compute: Compute) -> None:
+        """From now on, work with these settings; the number of threads is the process's."""
+        self.compute = compute
+        torch.set_num_threads(compute.threads)
+
+    def fit(
+        self,
+        model: nn.Module,
+        settings: OptimizerConfig,
+        name: str,
+        phase: int = 0,
+        images: tuple[Dataset[Any], Dataset[Any]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Train on ``images`` (training, validation), as a rule the recipe's, and return the epochs.
+
+        Every ``phase`` draws its images, and their augmentation, in an order of its own.
+        """
+        data = self.recipe.data
+        chosen, judged = images or (self.data.train, self.data.validation)
+        log = train(
+            model,
+            make_loader(chosen, batch_size=data.batch_size, shuffle=True, workers=data.workers, balance=data.balance),
+            settings,
+            seed=self.recipe.seed + SEEDS_PER_PHASE * phase,
+            checkpoint=self.checkpoints / f"{name}.safetensors",
+            resume=self.resume,
+            evaluation_loader=make_loader(judged, batch_size=data.eval_batch_size, shuffle=False, workers=data.workers),
+            loss_fn=self.loss_fn,
+            metric=self.metric,
+            forward_fn=self.forward_fn,
+            description=name,
+            channels_last=self.compute.channels_last,
+        )
+        return [asdict(epoch) for epoch in log.epochs]
+
+    def evaluate(self, model: nn.Module, stage: str) -> dict[str, Any]:
+        """The test images' verdict, as the entry of ``stage`` in the result."""
+        data = self.recipe.data
+        loader = make_loader(self.data.test, batch_size=data.eval_batch_size, shuffle=False, workers=data.workers)
+        with memory_format(model, self.compute.channels_last):
+            found = evaluate(
+                model,
+                loader,
+                loss_fn=self.loss_fn,
+                metric=self.metric,
+                forward_fn=self.forward_fn,
+                description=f"evaluate {stage}",
+            )
+        return {"stage": stage, "split": "test", **asdict(found)}
+
+    def calibration(self, batches: int) -> list[Any]:
+        """The same seeded batches of training images, without augmentation, whichever stage asks."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)
+            loader = make_loader(self.data.calibration, batch_size=self.recipe.data.batch_size, shuffle=True)
+            return [batch for batch, _ in zip(loader, range(batches), strict=False)]

@@ -1,0 +1,102 @@
+"""Image files in a folder or a .zip, decoded when asked for."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from prunus.errors import DataError
+from prunus.sources.archive import Folder, UnreadableFile, Zip
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+_SIZES_LOOKED_AT = 100
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFiles:
+    """Image files and their class indices; ``size`` is the (height, width) that every image must have, or None for any."""
+
+    archive: Folder | Zip
+    names: Sequence[str]
+    labels: list[int]
+    size: tuple[int, int] | None
+
+    def load(self, index: int) -> Any:
+        """The image as 8-bit RGB."""
+        name = self.names[index]
+        image = decode(self.archive, name)
+        _check_size(name, image, self.size)
+        return image
+
+    def check(self, index: int) -> None:
+        """Decode the image in the cheapest way that `load` would fail in, too.
+
+        Raises:
+            UnreadableFile: the image is damaged.
+            DataError: it is whole and doesn't fit: another size, more than 8 bits.
+        """
+        name = self.names[index]
+        image = _open(self.archive, name)
+        _check_size(name, image, self.size)
+        if image.format == "JPEG":
+            # An eighth of the size: the whole stream is still read, most of the arithmetic is saved.
+            image.draft(None, (1, 1))  # pyright: ignore[reportArgumentType]
+        _to_rgb(self.archive, name, image)
+
+
+def look_at_sizes(images: StoredFiles) -> None:
+    """Open some images before hours of training do; the rest are checked when they are loaded."""
+    for name in images.names[:: max(len(images.names) // _SIZES_LOOKED_AT, 1)] if images.size else []:
+        _check_size(name, _open(images.archive, name), images.size)
+
+
+def first_size(archive: Folder | Zip, names: Sequence[str], skip_damaged: bool) -> tuple[int, int]:
+    """(height, width) of the first image, or of the first undamaged one; raises `DataError` where there is none."""
+    for name in names:
+        try:
+            image = decode(archive, name)
+        except UnreadableFile:
+            if not skip_damaged:
+                raise
+            continue
+        return image.height, image.width
+    raise DataError(f"all of the {len(names)} training images in {archive.path} are damaged, e.g. {names[0]}: fetch them again")
+
+
+def decode(archive: Folder | Zip, name: str) -> Image.Image:
+    """The image as 8-bit RGB; raises `UnreadableFile`, or `DataError` for more than 8 bits."""
+    return _to_rgb(archive, name, _open(archive, name))
+
+
+def _open(archive: Folder | Zip, name: str) -> Image.Image:
+    data = archive.read(name)
+    try:
+        return Image.open(io.BytesIO(data))
+    except Exception as error:  # decoders fail in many ways on damaged files
+        raise _damaged(archive, name, error) from error
+
+
+def _to_rgb(archive: Folder | Zip, name: str, image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{name} in {archive.path} has pixels of more than 8 bits ({image.mode}): convert it to 8 bits")
+    try:
+        # A palette with transparency turns into RGB without a warning only by way of RGBA.
+        return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+    except Exception as error:
+        raise _damaged(archive, name, error) from error
+
+
+def _check_size(name: str, image: Image.Image, size: tuple[int, int] | None) -> None:
+    if size is not None and (image.height, image.width) != size:
+        raise DataError(
+            f"images have different sizes: {name} is {image.height}x{image.width} pixels (height x width) and the first training "
+            f"image {size[0]}x{size[1]}: give an image_size to bring them to"
+        )
+
+
+def _damaged(archive: Folder | Zip, name: str, error: Exception) -> UnreadableFile:
+    return UnreadableFile(f"{name} in {archive.path} is damaged or no image ({type(error).__name__}: {error}): mend or remove it")
