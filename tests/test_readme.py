@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,9 +10,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,14 +46,26 @@ def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_command_line_blocks(tmp_path: Path) -> None:
     for text in blocks("toml"):
         (tmp_path / text.splitlines()[0].removeprefix("# ")).write_text(text, encoding="utf-8")
+    _photos(tmp_path / "photos.zip")
     lines = [line for text in blocks("sh") for line in text.splitlines() if line.startswith("prunus ")]
-    assert len(lines) >= 5
+    assert len(lines) >= 8
     for line in lines:
-        done = subprocess.run(
-            prunus_command(*shlex.split(line)[1:]), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-        )
+        command = prunus_command(*shlex.split(line, comments=True)[1:])
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
-    assert (tmp_path / "resnet18.onnx").exists() and (tmp_path / "runs/mine/report.html").exists()
+    assert (tmp_path / "resnet18.onnx").exists()
+    assert all((tmp_path / "runs" / name / "report.html").exists() for name in ("mine", "photos"))
+
+
+def _photos(path: Path) -> None:
+    """Two classes that differ in colour."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for split, count in (("train", 24), ("test", 6)):
+            for number, (name, colour) in enumerate((("cat", (200, 80, 40)), ("dog", (40, 80, 200))) * count):
+                noise = Image.effect_noise((40, 36), 60).convert("RGB")
+                picture = io.BytesIO()
+                Image.blend(noise, Image.new("RGB", (40, 36), colour), 0.5).save(picture, "png")
+                archive.writestr(f"{split}/{name}/{number}.png", picture.getvalue())
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make isn't installed")

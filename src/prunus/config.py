@@ -104,7 +104,7 @@ class PruneConfig(_Section):
     )
     criterion: str = Field("taylor", description="a name that `prunus criteria` lists")
     criterion_options: dict[str, Any] = Field(default_factory=dict, description="options of the criterion")
-    allocator: str = Field("global", description="uniform or global")
+    allocator: str = Field("global", description="uniform, global or global_per_cost")
     rounds: int = Field(1, ge=1, description="iterative pruning: so many rounds of prune + fine-tune, geometric in the budget")
     channels_per_round: int | None = Field(
         None, ge=1, description="iterative pruning: remove so many channels a round, for as many rounds as the budget needs"
@@ -116,6 +116,10 @@ class PruneConfig(_Section):
     max_pruning_ratio: float = Field(0.95, gt=0, le=1, description="largest share that any group loses")
     tolerance: float = Field(0.01, ge=0, lt=1, description="how far below the budget the plan may stay, as a share of it")
     batches: int = Field(8, ge=1, description="training batches that a data-driven criterion sees")
+    augment: bool = Field(
+        True,
+        description="those batches are augmented like training's; off: plain images, which a trained network may know by heart",
+    )
 
     @model_validator(mode="after")
     def _check_rounds(self) -> PruneConfig:

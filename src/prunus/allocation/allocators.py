@@ -38,7 +38,12 @@ class AllocatorRow:
 
 
 ALLOCATORS: dict[str, AllocatorRow] = {
-    row.name: row for row in (AllocatorRow("uniform", ranking.uniform), AllocatorRow("global", ranking.global_ranking))
+    row.name: row
+    for row in (
+        AllocatorRow("uniform", ranking.uniform),
+        AllocatorRow("global", ranking.global_ranking),
+        AllocatorRow("global_per_cost", ranking.global_per_cost),
+    )
 }
 
 

@@ -1,6 +1,8 @@
-"""Allocation by ranking: `uniform` gives every group one ratio, `global_ranking` removes the lowest scores wherever they are."""
+"""Allocation by ranking: `uniform` gives every group one ratio, the global ones remove the lowest scores wherever they are."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +41,33 @@ def uniform(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
 def global_ranking(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
     """Remove the lowest scores of the whole network; scores that aren't comparable are divided by their group's mean first."""
     widths = Widths(graph, scores, budget)
+    return _lowest_first(widths, [_on_one_scale(group, scores.comparable) for group in widths.groups], "global")
+
+
+def global_per_cost(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
+    """Like global, but scores are divided by what their channel costs, in the unit of the budget: its tightest target.
+
+    The greedy rule of the knapsack problem: among equally important channels the dearest goes first. Costs are those of the full
+    network; scores that aren't comparable are divided by their group's mean first.
+    """
+    widths = Widths(graph, scores, budget)
+    prices = _prices(widths)
+    by_group = [_on_one_scale(g, scores.comparable) / price for g, price in zip(widths.groups, prices, strict=True)]
+    return _lowest_first(widths, by_group, "global_per_cost")
+
+
+def _prices(widths: Widths) -> Floats:
+    """What one channel of every group costs, as a share of the limit that is exceeded most: (groups,)."""
+    groups = len(widths.groups)
+    rooms = widths.rooms(np.concatenate([np.zeros((1, groups), dtype=np.int64), np.eye(groups, dtype=np.int64)]))
+    tightest = int(rooms[0].argmin())
+    freed = rooms[1:, tightest] - rooms[0, tightest]
+    return freed / np.array([group.levels[0] - group.levels[1] for group in widths.groups])
+
+
+def _lowest_first(widths: Widths, by_group: Sequence[Floats], name: str) -> PruningPlan:
+    """Take the steps of all groups in the order of their scores, until the budget is met."""
     widths.check_reachable()
-    by_group = [_on_one_scale(group, scores.comparable) for group in widths.groups]
     owners = np.repeat(np.arange(len(by_group)), [len(steps) for steps in by_group])
     # Stable: ties fall to the earlier group, and a group's steps stay in order.
     ranked = owners[np.argsort(np.concatenate(by_group), kind="stable")]
@@ -52,7 +79,7 @@ def global_ranking(graph: ChannelGraph, scores: Scores, budget: Budget) -> Pruni
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if widths.gap(levels_after(middle)) >= 0 else (middle + 1, high)
-    return _finish(widths, levels_after(high), ranked[:high][::-1].tolist(), "global")
+    return _finish(widths, levels_after(high), ranked[:high][::-1].tolist(), name)
 
 
 def _on_one_scale(group: GroupWidths, comparable: bool) -> Floats:

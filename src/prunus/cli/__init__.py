@@ -1,5 +1,6 @@
-"""The command line: ``prunus inspect | prune | run | evaluate | criteria | demo``."""
+"""The command line: ``prunus inspect | prune | evaluate | criteria | run | demo | recipes``."""
 
-from prunus.cli.commands import app
+from prunus.cli import networks, recipes
+from prunus.cli.app import app
 
-__all__ = ["app"]
+__all__ = ["app", "networks", "recipes"]

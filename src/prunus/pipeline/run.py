@@ -168,7 +168,7 @@ class _Run:
             self.examples,
             asked.budget,
             settings.criterion,
-            self.trainer.calibration(self.batches) if self.batches else None,
+            self.trainer.calibration(self.batches, settings.augment) if self.batches else None,
             self.trainer.loss_fn,
             allocator=asked.allocator,
             keep=settings.keep,

@@ -103,9 +103,10 @@ class Trainer:
             )
         return {"stage": stage, "split": "test", **asdict(found)}
 
-    def calibration(self, batches: int) -> list[Any]:
-        """The same seeded batches of training images, without augmentation, whichever stage asks."""
+    def calibration(self, batches: int, augment: bool = False) -> list[Any]:
+        """The same seeded batches of training images, with or without augmentation, whichever stage asks."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
-            loader = make_loader(self.data.calibration, batch_size=self.recipe.data.batch_size, shuffle=True)
+            images = self.data.train if augment else self.data.calibration
+            loader = make_loader(images, batch_size=self.recipe.data.batch_size, shuffle=True)
             return [batch for batch, _ in zip(loader, range(batches), strict=False)]

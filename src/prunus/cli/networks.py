@@ -1,66 +1,22 @@
-"""The commands. Each is a thin call into the library; errors become one readable paragraph and an exit code."""
+"""Commands about networks: inspect, prune, evaluate, criteria. Each is a thin call into the library."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-import warnings
-from collections.abc import Callable
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
-from typer.core import TyperGroup
 
 from prunus import CRITERIA, Budget, load, prune, save, trace
-from prunus.cli.tables import graph_json, graph_table, result_notes, result_table
-from prunus.config import load_recipe
-from prunus.errors import InvalidBudget, PrunusError, PrunusWarning, RecipeError, UnknownName
+from prunus.cli.app import app, console
+from prunus.cli.tables import graph_json, graph_table
+from prunus.errors import RecipeError
 from prunus.sources import DataBundle, load_data, load_model, make_loader, own_normalisation
-
-_USAGE = (UnknownName, RecipeError, InvalidBudget)
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
-
-
-class _Commands(TyperGroup):
-    """Exit codes: 0 done, 2 usage, 1 failure."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        warnings.showwarning = _show_warning
-        warnings.simplefilter("always", PrunusWarning)
-        try:
-            return super().main(*args, **kwargs)
-        except PrunusError as error:
-            _err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-            sys.exit(2 if isinstance(error, _USAGE) else 1)
-        except Exception as error:  # mostly a network and data that don't fit each other
-            if os.environ.get("PRUNUS_DEBUG"):
-                raise
-            _err.print(f"[red]error:[/red] {escape(f'{type(error).__name__}: {error}')}", soft_wrap=True)
-            _err.print("do the network and the data fit each other? PRUNUS_DEBUG=1 shows where this was raised")
-            sys.exit(1)
-
-
-def _show_warning(message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-    if issubclass(category, PrunusWarning):
-        _err.print(f"[yellow]warning:[/yellow] {escape(str(message))}", soft_wrap=True)
-
-
-app = typer.Typer(
-    cls=_Commands,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Exact structured pruning for PyTorch convolutional networks.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 ModelArgument = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, cifar:resnet20, or path/to/file.py:function")]
 Weights = Annotated[
@@ -101,12 +57,12 @@ def inspect(
         print(json.dumps(graph_json(graph), indent=2))
         return
     cost = graph.cost()
-    _out.print(graph_table(graph))
-    _out.print(f"per input: {cost.macs:,} MACs, {cost.activation_bytes:,} bytes of activations at the peak")
-    _out.print(f"{cost.parameters:,} parameters")
-    _out.print(f"{len(graph.prunable)} of {len(graph.groups)} groups are prunable")
+    console.print(graph_table(graph))
+    console.print(f"per input: {cost.macs:,} MACs, {cost.activation_bytes:,} bytes of activations at the peak")
+    console.print(f"{cost.parameters:,} parameters")
+    console.print(f"{len(graph.prunable)} of {len(graph.groups)} groups are prunable")
     for note in (*(f"no rule for {op}: {n} calls" for op, n in graph.unsupported_ops.items()), *graph.notes):
-        _out.print(f"note: {escape(note)}", soft_wrap=True)
+        console.print(f"note: {escape(note)}", soft_wrap=True)
 
 
 @app.command("prune")
@@ -117,7 +73,7 @@ def prune_command(
     ],
     out: Annotated[Path, typer.Option(help="file of the small network")] = Path("small.prunus"),
     criterion: Annotated[str, typer.Option(help="a name from `prunus criteria`")] = "l1",
-    allocator: Annotated[str, typer.Option(help="uniform or global")] = "global",
+    allocator: Annotated[str, typer.Option(help="uniform, global or global_per_cost")] = "global",
     data: Data = None,
     image_size: ImageSize = None,
     batches: Annotated[int, typer.Option(min=1, help="batches of 64 images that a criterion with data sees")] = 8,
@@ -188,57 +144,8 @@ def prune_command(
             )
         )
     else:
-        _out.print(escape(str(result)))
-        _out.print(f"written: {', '.join(map(escape, written))}")
-
-
-@app.command("run")
-def run_command(
-    recipe: Annotated[Path, typer.Argument(help="a TOML file")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.field=value, over the recipe's; may be repeated")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the run (default: runs/NAME)")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue a run that was stopped")] = False,
-) -> None:
-    """Carry out a recipe: load or train, prune, prove, recover, evaluate, export, report."""
-    checked = load_recipe(recipe, overrides)
-    _run(checked, out or Path("runs") / checked.name, resume)
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="folder of the run")] = Path("prunus-demo"),
-    resume: Annotated[bool, typer.Option("--resume", help="continue a demo that was stopped")] = False,
-) -> None:
-    """Train a residual network on handwritten digits, prune it to 40 % of its MACs, recover, export and report."""
-    with as_file(files("prunus") / "recipes" / "digits.toml") as path:
-        recipe = load_recipe(path)
-    number = 1
-    while not resume and out.exists():  # a second demo doesn't touch the first
-        number += 1
-        out = out.with_name(f"{out.name.removesuffix(f'-{number - 1}')}-{number}")
-    _run(recipe, out, resume)
-
-
-def _run(recipe: Any, out: Path, resume: bool) -> None:
-    from prunus.pipeline.run import run
-
-    try:
-        result = run(recipe, out, resume=resume, announce=_announcer())
-    except KeyboardInterrupt:
-        _err.print(f"stopped; the same command with --resume continues the run in {escape(str(out))}")
-        raise typer.Exit(130) from None
-    _out.print(result_table(result))
-    for note in result_notes(result):
-        _out.print(escape(note), soft_wrap=True)
-    _out.print(f"{result['seconds']:.0f} s; written to {escape(str(out))}: {escape(', '.join(result['files']))}", soft_wrap=True)
-
-
-def _announcer() -> Callable[[str], None]:
-    if not sys.stderr.isatty():
-        return lambda _: None
-    return lambda stage: _err.print(f"[bold]{stage.replace('-', ' ')}[/bold]")
+        console.print(escape(str(result)))
+        console.print(f"written: {', '.join(map(escape, written))}")
 
 
 @app.command()
@@ -267,7 +174,7 @@ def evaluate(
     if as_json:
         print(json.dumps({"accuracy": found.accuracy, "loss": found.loss, "count": found.count}))
     else:
-        _out.print(f"accuracy {found.accuracy:.2%}, loss {found.loss:.4f}, on {found.count} test images")
+        console.print(f"accuracy {found.accuracy:.2%}, loss {found.loss:.4f}, on {found.count} test images")
 
 
 @app.command()
@@ -287,7 +194,7 @@ def criteria(as_json: AsJson = False) -> None:
     for row in rows:
         needs = "yes" if row.needs else "no"
         table.add_row(row.name, escape(row.summary), needs, ", ".join(row.variants), escape(row.paper))
-    _out.print(table)
+    console.print(table)
 
 
 def _bundle(data: str | None, image_size: int | None, seed: int, model: str) -> DataBundle | None:

@@ -1,0 +1,52 @@
+"""The program: what all commands share. Errors become one readable paragraph and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from prunus.errors import InvalidBudget, PrunusError, PrunusWarning, RecipeError, UnknownName
+
+_USAGE = (UnknownName, RecipeError, InvalidBudget)
+console = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class _Commands(TyperGroup):
+    """Exit codes: 0 done, 2 usage, 1 failure."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        warnings.showwarning = _show_warning
+        warnings.simplefilter("always", PrunusWarning)
+        try:
+            return super().main(*args, **kwargs)
+        except PrunusError as error:
+            err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+            sys.exit(2 if isinstance(error, _USAGE) else 1)
+        except Exception as error:  # mostly a network and data that don't fit each other
+            if os.environ.get("PRUNUS_DEBUG"):
+                raise
+            err.print(f"[red]error:[/red] {escape(f'{type(error).__name__}: {error}')}", soft_wrap=True)
+            err.print("do the network and the data fit each other? PRUNUS_DEBUG=1 shows where this was raised")
+            sys.exit(1)
+
+
+def _show_warning(message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    if issubclass(category, PrunusWarning):
+        err.print(f"[yellow]warning:[/yellow] {escape(str(message))}", soft_wrap=True)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Exact structured pruning for PyTorch convolutional networks.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
