@@ -72,6 +72,37 @@ def test_global_removes_the_lowest_scores_of_the_network(name: str, comparable: 
     assert {(n, c) for n, mask in plan.keep.items() for c in (~mask).nonzero().flatten().tolist()} == lowest
 
 
+class _TwoResolutions(nn.Module):
+    """A channel of `early` is read at 16 x 16 pixels, one of `late` at 4 x 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early = nn.Conv2d(1, 8, 3, padding=1)
+        self.middle = nn.Conv2d(8, 4, 3, padding=1)
+        self.late = nn.Conv2d(4, 8, 3, padding=1)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.avg_pool2d(self.middle(self.early(x).relu()).relu(), 4)
+        return self.head(self.late(x).relu().mean((2, 3)))
+
+
+def test_per_cost_takes_the_dearest_of_equals_in_the_unit_of_the_budget() -> None:
+    """By hand: a channel of `early` costs 256 * (9 + 36) = 11,520 MACs and 9 + 1 + 36 = 46 parameters, one of `late`
+    16 * 36 + 2 = 578 and 36 + 1 + 2 = 39: 1 / 11,520 is less than 0.5 / 578, but 1 / 46 is more than 0.5 / 39."""
+    graph = prunus.trace(_TwoResolutions(), torch.randn(1, 1, 16, 16))
+    cost = graph.cost()
+    given = {"early": torch.full((8,), 1.0), "middle": torch.full((4,), 1e6), "late": torch.full((8,), 0.5)}
+    scores = prunus.Scores(given, "given", comparable=True)
+    for budget, allocator, expected in (
+        (Budget(macs=cost.macs - 2 * 11_520), "global_per_cost", (6, 4, 8)),
+        (Budget(parameters=cost.parameters - 2 * 39), "global_per_cost", (8, 4, 6)),
+        (Budget(macs=cost.macs - 2 * 578), "global", (8, 4, 6)),
+    ):
+        counts = prunus.allocate(graph, scores, budget, allocator).counts()
+        assert (counts["early"], counts["middle"], counts["late"]) == expected
+
+
 def test_scores_that_are_not_comparable_are_divided_by_their_mean() -> None:
     """Raw, the first group is 10 and 100 times smaller than the others and would go first."""
     graph = graph_of("Plain")
