@@ -30,7 +30,7 @@ from prunus.pipeline.result import environment
 from prunus.pipeline.run import EXAMPLES, run
 from prunus.pipeline.stages import Stages
 from prunus.pipeline.trainer import Compute, Trainer
-from prunus.surgery.artifact import read_record
+from prunus.surgery import load
 
 RESULTS = Path(__file__).parent / "results"
 RECIPES = Path(__file__).parents[1] / "src" / "prunus" / "recipes"
@@ -156,7 +156,44 @@ def write(table: Table) -> None:
     command = f"python benchmarks/{table.name}.py"
     tree = {"command": command, "environment": environment(), **table.extra, "rows": rows}
     tree |= {"latency": old["latency"]} if "latency" in old else {}
+    _store(path, tree)
+
+
+def _store(path: Path, tree: dict[str, Any]) -> None:
+    """The figures as JSON and, beside it, as a table to read."""
     write_atomically(path, (json.dumps(tree, indent=1) + "\n").encode())
+    head = [
+        "row",
+        "seeds",
+        "test accuracy, %",
+        "balanced, %",
+        "MACs, M",
+        "parameters, M",
+        *(f"ms, {k}" for k in tree.get("latency", {})),
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    first = tree["rows"][0]
+    for found in [{**first, "row": "before pruning", "before": True}, *tree["rows"]]:
+        suffix = "_before" if "before" in found else ""
+        cells = [
+            found["row"],
+            str(len(found["seeds"])),
+            *(_cell(found.get(f"{n}{suffix}"), 100) for n in ("test_accuracy", "balanced_accuracy")),
+        ]
+        cells += [_cell(found.get(f"{n}{suffix}"), 1e-6, spread=False) for n in ("macs", "parameters")]
+        name = "full" if suffix or found["row"] == "longer" else found["row"]
+        cells += [f"{times[name]['median_ms']:.1f}" if name in times else "" for times in tree.get("latency", {}).values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    about = f"Made by `{tree['command']}` on {tree['environment']['cpu']}, torch {tree['environment']['torch']}."
+    spread = "Mean and standard deviation over the seeds, last epoch."
+    write_atomically(path.with_suffix(".md"), ("\n".join([about, spread, "", *lines]) + "\n").encode())
+
+
+def _cell(figure: dict[str, Any] | None, scale: float, *, spread: bool = True) -> str:
+    if figure is None:
+        return ""
+    mean = f"{figure['mean'] * scale:.2f}"
+    return f"{mean} ± {figure['std'] * scale:.2f}" if spread and "std" in figure else mean
 
 
 def _summary(table: Table, row: Row) -> dict[str, Any] | None:
@@ -185,6 +222,8 @@ _FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "balanced_accuracy": lambda r: r["stages"][-1].get("balanced_accuracy"),
     "macs": lambda r: r["networks"]["after"]["macs"],
     "parameters": lambda r: r["networks"]["after"]["parameters"],
+    "macs_before": lambda r: r["networks"].get("before", {}).get("macs"),
+    "parameters_before": lambda r: r["networks"].get("before", {}).get("parameters"),
 }
 
 
@@ -207,17 +246,13 @@ def measure(table: Table, threads: Sequence[int], runs: int) -> None:
             if one is None:
                 one = examples[:1]
                 models["full"] = networks.load(stages, "base")[0].eval()
-            record = read_record(out / "small.prunus")
-            assert record.kept
-            from prunus.surgery import load
-
             models[row.name] = load(out / "small.prunus", networks.build(weights=False)).eval()
         assert one is not None
         found = measure_latency(models, one, runs=runs, threads=count)
         tree["latency"][f"threads={count}"] = {
             name: {"median_ms": v.median_ms, "runtime": v.runtime} for name, v in found.items()
         }
-    write_atomically(path, (json.dumps(tree, indent=1) + "\n").encode())
+    _store(path, tree)
 
 
 def main(table: Callable[[argparse.Namespace], Table], arguments: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from _rows import Row, Table, main
 
-SUBSET = 20_000
+SUBSET = 10_000
 ROWS = (
     Row("taylor"),
     Row("l1", ("prune.criterion=l1",)),

@@ -1,6 +1,6 @@
 """Defective solar cells (ELPV) on MobileNetV2 at 160 pixels: balanced accuracy before and after pruning to half the MACs.
 
-    python benchmarks/solar_cells.py [--folder runs]
+python benchmarks/solar_cells.py [--folder runs]
 """
 
 from __future__ import annotations
