@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.sources import DataBundle
+from prunus.sources.bundle import known_labels
 from prunus.training.placement import placed, start_accelerator
 from prunus.training.randomness import restored_generators
 from prunus.types import ForwardFn, call_model
@@ -71,17 +72,8 @@ def show_samples(
 def _draw(dataset: Any, count: int) -> list[int]:
     """Positions of ``count`` images: one of every class, in random order, then the second ones, and so on."""
     order: list[int] = np.random.RandomState(_SEED).permutation(len(dataset)).tolist()
-    labels = _stored_labels(dataset)
+    labels = known_labels(dataset)
     return [order[i] for i in _in_turns([labels[i] for i in order])[:count]] if labels is not None else order[:count]
-
-
-def _stored_labels(dataset: Any) -> list[int] | None:
-    """Every label, where the data set knows them without loading an image."""
-    for name in ("labels", "targets"):
-        found = getattr(dataset, name, None)
-        if found is not None and len(found) == len(dataset):
-            return [int(label) for label in found]
-    return None
 
 
 def _in_turns(labels: Sequence[int], taken: Sequence[int] = ()) -> list[int]:
