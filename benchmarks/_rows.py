@@ -13,7 +13,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,13 +72,18 @@ class Table:
 def make(table: Table, jobs: int) -> None:
     """Run what isn't there yet, in the order of the rows, then write the table."""
     first = table.rows[0]
-    _parallel(table, [(first, seed) for seed in first.seeds], jobs)  # the other rows start from their trained networks
-    _parallel(table, [(row, seed) for row in table.rows[1:] for seed in row.seeds], jobs)
+    write(table)
+    rest = [(row, seed) for row in table.rows[1:] for seed in row.seeds if f"{row.name}/{seed}" not in finished(table)]
+    # The other rows start from the first one's trained networks: those must be here, whatever the table holds.
+    missing = [s for s in first.seeds if any(seed == s for _, seed in rest) and not (table.place(first, s) / "stages").exists()]
+    _parallel(
+        table, [(first, seed) for seed in first.seeds if seed in missing or f"{first.name}/{seed}" not in finished(table)], jobs
+    )
+    _parallel(table, rest, jobs)
     write(table)
 
 
-def _parallel(table: Table, parts: Iterable[tuple[Row, int]], jobs: int) -> None:
-    waiting = [(row, seed) for row, seed in parts if not (table.place(row, seed) / "result.json").exists()]
+def _parallel(table: Table, waiting: list[tuple[Row, int]], jobs: int) -> None:
     running: list[subprocess.Popen[bytes]] = []
     while waiting or running:
         while waiting and len(running) < jobs:
@@ -149,14 +154,27 @@ def _reset(module: nn.Module) -> None:
 
 
 def write(table: Table) -> None:
-    """The table so far as JSON under benchmarks/results; latencies that `measure` added stay."""
+    """The table so far under benchmarks/results: figures of every finished part, and of every row over its seeds."""
     path = RESULTS / f"{table.name}.json"
     old = json.loads(path.read_text()) if path.exists() else {}
-    rows = [found for row in table.rows if (found := _summary(table, row))]
+    parts = dict(old.get("parts", {}))
+    for row in table.rows:
+        for seed in row.seeds:
+            if (found := table.place(row, seed) / "result.json").exists():
+                parts[f"{row.name}/{seed}"] = _figures(json.loads(found.read_text()))
+    rows = [found for row in table.rows if (found := _summary(row, parts))]
     command = f"python benchmarks/{table.name}.py"
-    tree = {"command": command, "environment": environment(), **table.extra, "rows": rows}
-    tree |= {"latency": old["latency"]} if "latency" in old else {}
-    _store(path, tree)
+    _store(path, {"command": command, "environment": environment(), **table.extra, "rows": rows, "parts": parts, **_latency(old)})
+
+
+def finished(table: Table) -> set[str]:
+    """Parts whose figures the table holds; their runs may be gone."""
+    path = RESULTS / f"{table.name}.json"
+    return set(json.loads(path.read_text()).get("parts", {})) if path.exists() else set()
+
+
+def _latency(old: Mapping[str, Any]) -> dict[str, Any]:
+    return {"latency": old["latency"]} if "latency" in old else {}
 
 
 def _store(path: Path, tree: dict[str, Any]) -> None:
@@ -196,21 +214,21 @@ def _cell(figure: dict[str, Any] | None, scale: float, *, spread: bool = True) -
     return f"{mean} ± {figure['std'] * scale:.2f}" if spread and "std" in figure else mean
 
 
-def _summary(table: Table, row: Row) -> dict[str, Any] | None:
-    results = {
-        seed: json.loads(path.read_text()) for seed in row.seeds if (path := table.place(row, seed) / "result.json").exists()
-    }
-    if not results:
+def _summary(row: Row, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    seeds = [seed for seed in row.seeds if f"{row.name}/{seed}" in parts]
+    if not seeds:
         return None
-    curves = {seed: list(found["training"].values())[-1] for seed, found in results.items()}
-    found: dict[str, Any] = {"row": row.name, "overrides": list(row.overrides), "seeds": list(results)}
-    for name, pick in _FIGURES.items():
-        values = [value for result in results.values() if (value := pick(result)) is not None]
+    found: dict[str, Any] = {"row": row.name, "overrides": list(row.overrides), "seeds": seeds}
+    for name in _FIGURES:
+        values = [value for seed in seeds if (value := parts[f"{row.name}/{seed}"][name]) is not None]
         if values:
             found[name] = {"values": values, "mean": statistics.mean(values)}
             found[name] |= {"std": statistics.stdev(values)} if len(values) > 1 else {}
-    found["last_epoch_validation_accuracy"] = [epochs[-1]["accuracy"] for epochs in curves.values() if epochs]
     return found
+
+
+def _figures(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: pick(result) for name, pick in _FIGURES.items()}
 
 
 _FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -223,6 +241,8 @@ _FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "macs": lambda r: r["networks"]["after"]["macs"],
     "parameters": lambda r: r["networks"]["after"]["parameters"],
     "macs_before": lambda r: r["networks"].get("before", {}).get("macs"),
+    "last_epoch_validation_accuracy": lambda r: (list(r["training"].values())[-1] or [{"accuracy": None}])[-1]["accuracy"],
+    "rounds": lambda r: len(r.get("rounds", [])) - 1 if r.get("rounds") else None,
     "parameters_before": lambda r: r["networks"].get("before", {}).get("parameters"),
 }
 

@@ -2,8 +2,8 @@
 
     python benchmarks/cifar_resnet20.py --data PATH_OF/cifar10_jpeg.zip --weights PATH_OF/resnet20_cifar10.safetensors
 
-A subset of the training images, the same for every row, and all 10,000 test images. Accuracies are never comparable with published
-ones for CIFAR-10: these images are JPEGs.
+A subset of the training images, the same for every row, and all 10,000 test images. Accuracies are never comparable with
+published ones for CIFAR-10: these images are JPEGs.
 """
 
 from __future__ import annotations

@@ -80,6 +80,9 @@ class OptimizerConfig(_Section):
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up in front of the cosine")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross entropy")
     clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
+    freeze_batch_norm: bool = Field(
+        False, description="batch norm keeps its statistics and parameters: steadier where images or batches are few"
+    )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate after the warm-up")
 
 

@@ -188,6 +188,7 @@ def test_a_new_head_learns_on_a_frozen_network(tmp_path: Path) -> None:
     assert not torch.equal(base["conv1.weight"], state["conv1.weight"])
     assert any("on the features of 512 images, computed once" in note for note in result["notes"])
     assert result["compute"]["threads"] == 1 and len(result["compute"]["measured"]) == 2
+    assert 50e6 < result["compute"]["peak_memory_bytes"] < 50e9
 
 
 def test_kept_features_and_the_frozen_network_give_the_same_head(tmp_path: Path) -> None:

@@ -32,3 +32,8 @@ def test_what_was_not_measured_is_left_out(threads):
 
 def test_none_is_silent():
     assert speed({}) == speed({"compute": None}) == ""
+
+
+def test_peak_memory_is_shown_where_it_is_known() -> None:
+    assert "At its peak the process held 1.50 GB." in speed({"compute": {"peak_memory_bytes": 1_500_000_000}})
+    assert "At its peak" not in speed({"compute": {"threads": 1, "peak_memory_bytes": None}})

@@ -38,6 +38,15 @@ def test_a_part_that_is_only_partly_frozen_trains(network, loader):
     assert int(model[1].num_batches_tracked) == 12
 
 
+def test_batch_norm_can_be_frozen_for_a_phase(network, loader):
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, loader, SGD.model_copy(update={"freeze_batch_norm": True}), seed=0)
+    after = model.state_dict()
+    assert all(torch.equal(before[n], after[n]) for n in before if n[0] == "1")
+    assert not torch.equal(before["0.weight"], after["0.weight"]) and all(p.requires_grad for p in model.parameters())
+
+
 @pytest.mark.parametrize(("steps", "epochs"), [(4, 1), (6, 1), (9, 2)])
 def test_steps_instead_of_epochs(network, loader, steps, epochs):
     model, settings = network(), SGD.model_copy(update={"steps": steps})

@@ -137,7 +137,18 @@ def _compute(results: Mapping[str, dict[str, Any]], curves: Mapping[str, Any]) -
         "channels_last": chosen["channels_last"],
         "training_images_per_second": speeds,
         "measured": chosen.get("measured", []),
+        "peak_memory_bytes": _peak_memory(),
     }
+
+
+def _peak_memory() -> int | None:
+    """The most memory that this process ever held, in bytes; None where the system doesn't tell."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def environment() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prunus.report.wording import count, escape, is_number, table, tag
+from prunus.report.wording import count, escape, is_number, size, table, tag
 
 
 def speed(result: Mapping[str, Any]) -> str:
@@ -14,7 +14,8 @@ def speed(result: Mapping[str, Any]) -> str:
     if not found:
         return ""
     phases = [[escape(phase), _rate(rate)] for phase, rate in (found.get("training_images_per_second") or {}).items()]
-    text = f"<h3>Speed of training</h3><p>{_settings(found)} in memory.</p>"
+    peak = f" At its peak the process held {size(found['peak_memory_bytes'])}." if found.get("peak_memory_bytes") else ""
+    text = f"<h3>Speed of training</h3><p>{_settings(found)} in memory.{peak}</p>"
     parts = table("Training speed", ["phase", "images/s"], phases, (1,)) if phases else ""
     parts += _measured(found)
     return text + (f'<div class="columns">{parts}</div>' if parts else "")

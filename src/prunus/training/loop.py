@@ -23,6 +23,7 @@ from prunus.training.optimizers import build_optimizer, learning_rate, total_ste
 from prunus.training.placement import (
     MixedPrecision,
     count_batches,
+    frozen_batch_norm,
     is_sharded,
     placed,
     share_batches,
@@ -81,7 +82,8 @@ def train(
         checkpoint = usable_path(checkpoint)
     with restored_generators():
         run = _Run(model, loader, settings, seed, objective, method, mixed_precision)
-        with placed(model, run.accelerator.device, channels_last):
+        frozen = frozen_batch_norm(model, settings.freeze_batch_norm)
+        with placed(model, run.accelerator.device, channels_last), frozen:
             try:
                 return run.execute(checkpoint, resume, evaluation_loader, on_epoch, description)
             finally:
@@ -163,7 +165,7 @@ class _Run:
         return run_evaluation(self.accelerator, self.model, loader, self.objective, what, show=False).accuracy
 
     def _epoch(self, epoch: int, what: str, report: Report) -> EpochLog:
-        train_mode(self.model)
+        train_mode(self.model, self.settings.freeze_batch_norm)
         # Batches first: with several processes a sampler gets its generator here, and that must be seeded, too. Made anew
         # for every epoch, so that worker processes carry no random state over from the last one.
         batches = share_batches(self.accelerator, self.loader, even=True)

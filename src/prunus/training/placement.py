@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from prunus.errors import TrainingError
 
+BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MixedPrecision: TypeAlias = Literal["auto", "no", "fp16", "bf16"]
 
 
@@ -106,13 +107,27 @@ def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
             broadcast(buffer)
 
 
-def train_mode(model: nn.Module) -> None:
+def train_mode(model: nn.Module, freeze_batch_norm: bool) -> None:
     """Train mode, except for parts whose parameters are all frozen: they must not learn, by batch norm's statistics either."""
     model.train()
     for part in model.modules():
         parameters = list(part.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
+        frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
+        if frozen or (freeze_batch_norm and isinstance(part, BatchNorm)):
             part.eval()
+
+
+@contextmanager
+def frozen_batch_norm(model: nn.Module, enabled: bool) -> Generator[None, None, None]:
+    """No parameter of a batch norm requires gradients meanwhile, if ``enabled``."""
+    found = [p for part in model.modules() if isinstance(part, BatchNorm) for p in part.parameters() if p.requires_grad]
+    try:
+        for parameter in found if enabled else []:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in found:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
