@@ -163,6 +163,8 @@ class RecoverConfig(OptimizerConfig):
     lr: float = Field(0.02, gt=0, description="peak learning rate of fine-tuning")
     recalibrate_batches: int = Field(32, ge=0, description="training batches that re-estimate BN statistics; 0: none")
     final_epochs: int = Field(0, ge=0, description="more epochs after the last round")
+    distill: float = Field(0.0, ge=0, le=1, description="share of the loss that compares with the unpruned network's answers")
+    temperature: float = Field(2.0, gt=0, description="of those answers: higher tells more of the improbable classes")
 
 
 class FunctionsConfig(_Section):
@@ -214,6 +216,12 @@ class Recipe(_Section):
     compute: ComputeConfig = ComputeConfig()  # pyright: ignore[reportCallIssue]
     export: ExportConfig = ExportConfig()  # pyright: ignore[reportCallIssue]
 
+    @model_validator(mode="after")
+    def _check_distillation(self) -> Recipe:
+        if self.recover.distill and self.functions.loss is not None:
+            raise ValueError("recover.distill compares class probabilities: it can't be had with a functions.loss of your own")
+        return self
+
 
 def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe; ``overrides`` are ``section.field=value`` strings, the value in TOML syntax or bare text.
@@ -243,6 +251,8 @@ def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 def _problem(error: dict[str, Any]) -> str:
+    if not error["loc"]:  # of the whole recipe
+        return str(error["msg"])
     *parents, leaf = (str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
         return f"{'.'.join([*parents, leaf])}: {error['msg']}"

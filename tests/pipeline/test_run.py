@@ -242,6 +242,14 @@ def test_a_stage_whose_file_is_gone_is_repeated(tmp_path: Path) -> None:
         run(parse_recipe(tree), tmp_path / "out", resume=True)
 
 
+def test_distillation_is_used_in_recovery_alone(tmp_path: Path) -> None:
+    quick = {**TREE, "export": {"latency_runs": 3, "onnx": False}}
+    plain = run(parse_recipe(quick), tmp_path / "plain")
+    taught = run(parse_recipe({**quick, "recover": {**TREE["recover"], "distill": 0.5}}), tmp_path / "taught")
+    assert [e["loss"] for e in plain["training"]["training"]] == [e["loss"] for e in taught["training"]["training"]]
+    assert plain["training"]["fine-tuning"][0]["loss"] != taught["training"]["fine-tuning"][0]["loss"]
+
+
 FUNCTIONS = """
 import torch
 

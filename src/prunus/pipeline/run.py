@@ -130,6 +130,10 @@ class _Run:
     def _base(self) -> nn.Module:
         return self.networks.load(self.stages, "base")[0]
 
+    def _teacher(self) -> nn.Module | None:
+        """The unpruned network, where the recipe wants the pruned one to learn from it."""
+        return self._base() if self.recipe.recover.distill else None
+
     def _set_compute(self) -> None:
         """Fixed settings, or the fastest measured; a resumed run keeps what was chosen, for the last digits depend on it."""
         self._do("compute", lambda: self.trainer.choose_compute(self.networks.build))
@@ -189,7 +193,7 @@ class _Run:
         return model, record, {"images": images, **self._evaluation(model, number, "after recalibration")}
 
     def _fine_tune(self, model: nn.Module, record: SurgeryRecord, number: int) -> Left:
-        epochs = self.trainer.fit(model, self.recipe.recover, f"round-{number}-fine-tune", phase=number - 1)
+        epochs = self.trainer.fit(model, self.recipe.recover, f"round-{number}-fine-tune", number - 1, teacher=self._teacher())
         return (
             model,
             record,
@@ -199,7 +203,7 @@ class _Run:
     def _final_fine_tune(self, model: nn.Module, record: SurgeryRecord, phase: int) -> Left:
         settings = self.recipe.recover
         last = settings.model_copy(update={"epochs": settings.final_epochs, "steps": None, "schedule": "cosine"})
-        epochs = self.trainer.fit(model, last, "final-fine-tune", phase)
+        epochs = self.trainer.fit(model, last, "final-fine-tune", phase, teacher=self._teacher())
         return model, record, {"epochs": epochs, "evaluation": self.trainer.evaluate(model, "after the final fine-tuning")}
 
     def _export(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from prunus.config import OptimizerConfig, Recipe
 from prunus.sources import DataBundle, load_function, make_loader
 from prunus.training import evaluate, fastest, measure_training_speed, memory_format, train
+from prunus.training.distill import DistillationLoss
 from prunus.training.objective import Objective
 
 SEEDS_PER_PHASE = 1000  # phases draw different images, and the seeds of recipes are small numbers
@@ -65,13 +66,17 @@ class Trainer:
         name: str,
         phase: int = 0,
         images: tuple[Dataset[Any], Dataset[Any]] | None = None,
+        teacher: nn.Module | None = None,
     ) -> list[dict[str, Any]]:
         """Train on ``images`` (training, validation), as a rule the recipe's, and return the epochs.
 
-        Every ``phase`` draws its images, and their augmentation, in an order of its own.
+        Every ``phase`` draws its images, and their augmentation, in an order of its own. With a ``teacher`` the network learns
+        from its answers, too, as `recover` says.
         """
         data = self.recipe.data
         chosen, judged = images or (self.data.train, self.data.validation)
+        if teacher is not None:  # its loss smooths labels itself
+            settings = settings.model_copy(update={"label_smoothing": 0.0})
         log = train(
             model,
             make_loader(chosen, batch_size=data.batch_size, shuffle=True, workers=data.workers, balance=data.balance),
@@ -80,13 +85,25 @@ class Trainer:
             checkpoint=self.checkpoints / f"{name}.safetensors",
             resume=self.resume,
             evaluation_loader=make_loader(judged, batch_size=data.eval_batch_size, shuffle=False, workers=data.workers),
-            loss_fn=self.loss_fn,
+            loss_fn=self.loss_fn if teacher is None else self._distilling(teacher),
             metric=self.metric,
             forward_fn=self.forward_fn,
             description=name,
             channels_last=self.compute.channels_last,
         )
         return [asdict(epoch) for epoch in log.epochs]
+
+    def _distilling(self, teacher: nn.Module) -> DistillationLoss:
+        recover = self.recipe.recover
+        if self.compute.channels_last:
+            teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return DistillationLoss(
+            teacher,
+            recover.distill,
+            recover.temperature,
+            label_smoothing=recover.label_smoothing,
+            forward_fn=self.forward_fn,
+        )
 
     def evaluate(self, model: nn.Module, stage: str) -> dict[str, Any]:
         """The test images' verdict, as the entry of ``stage`` in the result."""
