@@ -41,7 +41,9 @@ def test_the_budget_can_be_met(path: Path) -> None:
 def test_the_tutorials_counts() -> None:
     """4,224 filters in VGG-16's convolutions; rounds of 512 until 1,664 are left: five."""
     recipe = load_recipe(next(path for path in RECIPES if path.stem == "cats_dogs_vgg16"))
-    model = load_model(recipe.model.source, arguments={"num_classes": 2})
+    model = load_model(recipe.model.source)
+    assert recipe.transfer is not None
+    replace_head(model, torch.randn(1, 3, 64, 64), 2, kind=recipe.transfer.head, hidden=32)
     graph = prunus.trace(model, torch.randn(1, 3, 64, 64), recipe.prune.keep)
     assert graph.num_prunable_channels == 4224
     removed = 4224 - int(recipe.prune.budget["channels"])

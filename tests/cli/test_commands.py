@@ -133,7 +133,7 @@ def test_criteria_lists_the_table(nets: Path) -> None:
         (
             ["prune", "nets.py:small", "--budget", "macs=0.5", "--allocator", "globl"],
             2,
-            "unknown allocator 'globl': did you mean global?",
+            "unknown allocator 'globl': did you mean global or global_per_cost?",
         ),
         (["prune", "nets.py:small", "--budget", "macs=0.5", "--criterion", "taylor"], 1, "criterion taylor needs data"),
         (["prune", "nets.py:frozen", "--budget", "macs=0.5"], 1, "nothing can be pruned"),

@@ -319,7 +319,7 @@ def test_targets_without_a_closed_form(cases: dict[str, Case], allocator: str, t
 
 
 def test_unknown_allocators(cases: dict[str, Case]) -> None:
-    with pytest.raises(UnknownName, match=r"unknown allocator 'globl': did you mean global\?"):
+    with pytest.raises(UnknownName, match=r"unknown allocator 'globl': did you mean global or global_per_cost\?"):
         prunus.allocate(*cases["Plain"][1:], Budget(macs=0.5), "globl")
 
 

@@ -141,8 +141,12 @@ def load_data(
         return user_data(source, validation_fraction=validation_fraction, train_limit=train_limit)
     request = _Request(any_size=image_size is not None, check_images=check_images, download=download, seed=seed)
     splits = _splits(source, request)
+    normalised_by = "the recipe" if mean or std else "the data's own"
+    if network_normalisation is not None and not (mean or std) and len(network_normalisation[0]) == splits.stored_shape[0]:
+        splits = replace(splits, mean=tuple(network_normalisation[0]), std=tuple(network_normalisation[1]))
+        normalised_by = "the network's own"
     chosen, notes = _choose(splits, source, validation_fraction, train_limit)
-    return _bundle(source, replace(splits, notes=notes), chosen, tensors, check_images)
+    return replace(_bundle(source, replace(splits, notes=notes), chosen, tensors, check_images), normalised_by=normalised_by)
 
 
 def _check_settings(
