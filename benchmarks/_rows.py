@@ -8,6 +8,7 @@ a timing, so latency is measured afterwards, for all networks in turn, by `measu
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import statistics
@@ -143,7 +144,12 @@ def _without_pruning(table: Table, row: Row, recipe: Recipe, out: Path) -> None:
     judged = trainer.evaluate(model, row.kind)
     before = json.loads((first / "result.json").read_text())
     network = before["networks"]["before" if row.kind == "longer" else "after"]
-    found = {"stages": [before["stages"][0], judged], "networks": {"after": network}, "training": {row.kind: epochs}}
+    found = {
+        "recipe": recipe.model_dump(mode="json"),
+        "stages": [before["stages"][0], judged],
+        "networks": {"after": network},
+        "training": {row.kind: epochs},
+    }
     write_atomically(out / "result.json", json.dumps(found).encode())
 
 
@@ -161,7 +167,10 @@ def write(table: Table) -> None:
     for row in table.rows:
         for seed in row.seeds:
             if (found := table.place(row, seed) / "result.json").exists():
-                parts[f"{row.name}/{seed}"] = _figures(json.loads(found.read_text()))
+                result = json.loads(found.read_text())
+                parts[f"{row.name}/{seed}"] = {"recipe": _fingerprint(result["recipe"]), **_figures(result)}
+    wanted = _wanted(table)
+    parts = {name: part for name, part in parts.items() if part["recipe"] == wanted.get(name)}
     rows = [found for row in table.rows if (found := _summary(row, parts))]
     command = f"python benchmarks/{table.name}.py"
     _store(path, {"command": command, "environment": environment(), **table.extra, "rows": rows, "parts": parts, **_latency(old)})
@@ -170,7 +179,21 @@ def write(table: Table) -> None:
 def finished(table: Table) -> set[str]:
     """Parts whose figures the table holds; their runs may be gone."""
     path = RESULTS / f"{table.name}.json"
-    return set(json.loads(path.read_text()).get("parts", {})) if path.exists() else set()
+    parts = json.loads(path.read_text()).get("parts", {}) if path.exists() else {}
+    wanted = _wanted(table)
+    return {name for name, part in parts.items() if part["recipe"] == wanted.get(name)}
+
+
+def _wanted(table: Table) -> dict[str, str]:
+    """The fingerprint of every part's recipe: figures of a recipe that was changed since don't count."""
+    parts = ((row, seed) for row in table.rows for seed in row.seeds)
+    return {f"{row.name}/{seed}": _fingerprint(table.recipe_of(row, seed).model_dump(mode="json")) for row, seed in parts}
+
+
+def _fingerprint(recipe: dict[str, Any]) -> str:
+    """A short hash of a recipe, wherever its files lie."""
+    placeless = {**recipe, "data": {**recipe["data"], "source": ""}, "model": {**recipe["model"], "weights": ""}}
+    return hashlib.sha256(json.dumps(placeless, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _latency(old: Mapping[str, Any]) -> dict[str, Any]:
