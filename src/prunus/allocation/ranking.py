@@ -52,8 +52,13 @@ def global_per_cost(graph: ChannelGraph, scores: Scores, budget: Budget) -> Prun
     """
     widths = Widths(graph, scores, budget)
     prices = _prices(widths)
-    by_group = [_on_one_scale(g, scores.comparable) / price for g, price in zip(widths.groups, prices, strict=True)]
+    by_group = [_per_cost(_on_one_scale(g, scores.comparable), price) for g, price in zip(widths.groups, prices, strict=True)]
     return _lowest_first(widths, by_group, "global_per_cost")
+
+
+def _per_cost(steps: Floats, price: float) -> Floats:
+    """What frees nothing (a layer away from the peak of the activations) goes last."""
+    return steps / price if price > 0 else np.full_like(steps, np.inf)
 
 
 def _prices(widths: Widths) -> Floats:
