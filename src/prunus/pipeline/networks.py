@@ -46,8 +46,11 @@ class Networks:
 
     def load(self, stages: Stages, stage: str) -> tuple[nn.Module, SurgeryRecord]:
         """What ``stage`` left."""
-        file = stages.file(f"{stage}.prunus")
-        return load(file, self.build(weights=False)), read_record(file)
+        return load(stages.file(f"{stage}.prunus"), self.build(weights=False)), self.record(stages, stage)
+
+    def record(self, stages: Stages, stage: str) -> SurgeryRecord:
+        """The surgery that what ``stage`` left has been through, without building the network."""
+        return read_record(stages.file(f"{stage}.prunus"))
 
     def save(self, stages: Stages, stage: str, model: nn.Module, record: SurgeryRecord) -> None:
         """Leave ``model`` for later stages."""

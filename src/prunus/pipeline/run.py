@@ -84,7 +84,7 @@ class _Run:
         if self.recipe.recover.final_epochs:
             self._step("final-fine-tune", lambda model, record: self._final_fine_tune(model, record, rounds))
         self._do("export", self._export, "../small.prunus")
-        record = self.networks.load(self.stages, self.latest)[1]
+        record = self.networks.record(self.stages, self.latest)
         result = assemble(
             self.recipe, self.results, rounds, self.full, record, self.out, self.stages.file("base.prunus"), self.data
         )

@@ -29,7 +29,7 @@ def replace_head(
     Raises:
         RecipeError: no such layer is found, or it is a convolution and ``mlp`` was asked for.
     """
-    main = _head(model, example, training=False)
+    main = next(iter(_heads(model, example, training=False)), None)
     if main is None:
         raise RecipeError(
             f"{type(model).__name__}: no linear layer or convolution produces the output, so the head can't be replaced: "
@@ -44,10 +44,6 @@ def replace_head(
     for name in others:
         _set(model, name, _like(model.get_submodule(name), num_classes))
     return main
-
-
-def _head(model: nn.Module, example: Tensor, training: bool) -> str | None:
-    return next(iter(_heads(model, example, training)), None)
 
 
 def _heads(model: nn.Module, example: Tensor, training: bool) -> list[str]:
