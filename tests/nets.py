@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from difficulties import convolutions, movement, programs, statistics
+from difficulties import convolutions, held, movement, programs, statistics
 from difficulties.network import G, Net, Program, conv, conv_bn, image
 from prunus.types import ChannelGraph, PruningPlan
 
 __all__ = ["EXACT", "FROZEN", "NETS", "REFUSED", "G", "Net", "Program", "conv", "conv_bn", "image", "random_plan", "residual"]
 
-NETS = {net.name: net for family in (convolutions, movement, statistics, programs) for net in family.NETS}
+NETS = {net.name: net for family in (convolutions, movement, statistics, programs, held) for net in family.NETS}
 EXACT = [name for name, net in NETS.items() if net.outcome == "exact"]
 REFUSED = [name for name, net in NETS.items() if net.outcome == "refused"]
 FROZEN = [name for name, net in NETS.items() if net.outcome == "frozen"]

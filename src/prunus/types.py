@@ -87,6 +87,38 @@ class Layer:
     output_size: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class HeldWidth:
+    """An attribute of a module that repeats a number of channels (``item``: of a sequence, which one), found while tracing.
+
+    ``slots``: group name -> the channel at each position that is counted, int64 (k,); ``fixed``: positions of no group.
+    """
+
+    module: str
+    attribute: str
+    item: int | None
+    slots: Mapping[str, Tensor]
+    fixed: int
+
+    def width(self, keep: Mapping[str, Tensor]) -> int:
+        """The number once only the kept channels (group name -> bool (num_channels,)) are left."""
+        left = (int(keep[g].cpu()[slots].sum()) if g in keep else len(slots) for g, slots in self.slots.items())
+        return self.fixed + sum(left)
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is removed as one where a layer divides its channels: the same slot of every group, or a group as a whole.
+
+    ``groups``: whole groups of grouped convolutions; ``norm_groups``: of group norms; ``heads``: paths of the modules whose
+    attention loses whole heads (because the width of a head is part of its scale).
+    """
+
+    groups: bool = False
+    norm_groups: bool = False
+    heads: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True)
 class NormAffine:
     """The parameter names of one normalisation layer (None where it has none), as its operation received them."""
@@ -274,6 +306,8 @@ class ChannelGraph:
     cost_model: CostModel
     norms: tuple[NormAffine, ...] = ()
     notes: tuple[str, ...] = ()
+    held: tuple[HeldWidth, ...] = ()
+    units: Units = Units()
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:

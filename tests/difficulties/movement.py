@@ -108,7 +108,12 @@ NETS = [
         "unequal split",
         lambda: Program(_split(lambda c: [c - 3, 3]), stem=conv(3, 8), head_left=conv(5, 2), head_right=conv(3, 2)),
         {
-            "stem": G(8, "stem.weight/0 stem.bias/0", "", frozen="split into unequal parts whose widths are held in Python"),
+            "stem": G(
+                8,
+                "stem.weight/0 stem.bias/0",
+                "",
+                frozen="split into unequal parts, and no attribute of a module holds their widths",
+            ),
             "head_left": G(2, "head_left.weight/0 head_left.bias/0 head_right.weight/0 head_right.bias/0", frozen=OUTPUT),
         },
         outcome="frozen",

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from prunus.graph.balance import balance
 from prunus.graph.cost import ClosedFormCost, WidthTable
 from prunus.graph.labels import LabelSpace, LabelVector, named_tensors, resolve
 from prunus.graph.tracer import Tracer
-from prunus.types import ChannelGraph, ChannelGroup, GroupMember, Layer, NormAffine, ParameterAxis, Role
+from prunus.types import ChannelGraph, ChannelGroup, GroupMember, HeldWidth, Layer, NormAffine, ParameterAxis, Role
 
 Ints = npt.NDArray[np.int64]
 _ROLE_ORDER: tuple[Role, ...] = ("writes", "reads", "scales", "statistics")
@@ -50,7 +51,7 @@ def build_graph(
 ) -> ChannelGraph:
     """Groups, layers and closed-form cost. ``kept(parameter)`` gives the reason why a parameter must keep its shape."""
     classes = resolve(space.size, [pair for t in tracers for pair in t.pairs])
-    classes = balance(classes, [split for t in tracers for split in t.splits])
+    classes = balance(classes, [split for t in tracers for split in (*t.splits, *_shared_widths(t))])
     axis_of = np.repeat(np.arange(len(space.ranges)), [r.size for r in space.ranges])
     roles = _roles(space, tracers)
     resolved = _partition(space, classes, axis_of, roles, tracers)
@@ -70,7 +71,8 @@ def build_graph(
         unsupported |= tracer.unsupported
     norms = tuple(dict.fromkeys(NormAffine(*n) for t in tracers for n in t.norms))
     cost = _cost(model, space, tracers[0], resolved, groups, batch)
-    return ChannelGraph(tuple(groups), _layers(tracers[0], resolved), unsupported, fingerprint(model), cost, norms, tuple(notes))
+    layers, held = _layers(tracers[0], resolved), _held(tracers, resolved, groups)
+    return ChannelGraph(tuple(groups), layers, unsupported, fingerprint(model), cost, norms, tuple(notes), held)
 
 
 def _roles(space: LabelSpace, tracers: list[Tracer]) -> list[set[Role]]:
@@ -181,6 +183,30 @@ def _layers(tracer: Tracer, resolved: _Resolved) -> tuple[Layer, ...]:
         )
 
     return tuple(Layer(c.name, c.kind, ids(c.reads), ids(c.writes), c.kernel, c.groups, c.output_size) for c in tracer.layers)
+
+
+def _shared_widths(tracer: Tracer) -> list[tuple[LabelVector, int]]:
+    """Axes whose sizes one attribute holds must keep equal numbers of channels, like the parts of a split."""
+    vectors: dict[tuple[Any, ...], dict[bytes, LabelVector]] = {}
+    for held in tracer.held:
+        if held.named and bool((held.labels >= 0).all()):
+            vectors.setdefault(held.key, {})[held.labels.tobytes()] = held.labels
+    return [(np.concatenate(list(several.values())), len(several)) for several in vectors.values() if len(several) > 1]
+
+
+def _held(tracers: list[Tracer], resolved: _Resolved, groups: list[ChannelGroup]) -> tuple[HeldWidth, ...]:
+    """Held widths in terms of groups and channels; those that no removal can change are left out."""
+    found: dict[tuple[Any, ...], HeldWidth] = {}
+    for held in (h for t in tracers for h in t.held):
+        real = held.labels[held.labels >= 0]
+        owners, channels = resolved.group[real], resolved.channel[real]
+        key = (*held.key, owners.tobytes(), channels.tobytes())
+        if key in found or not any(groups[g].frozen_because is None for g in np.unique(owners[owners >= 0])):
+            continue
+        slots = {groups[g].name: torch.from_numpy(channels[owners == g]) for g in np.unique(owners[owners >= 0])}
+        fixed = len(held.labels) - sum(map(len, slots.values()))
+        found[key] = HeldWidth(held.module, held.attribute, held.item, slots, fixed)
+    return tuple(found.values())
 
 
 def _cost(

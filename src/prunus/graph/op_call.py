@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunus.graph.held import Held, held_widths
 from prunus.graph.labels import LabelField, LabelVector
 from prunus.types import Role
 
@@ -149,6 +150,15 @@ class OpCall:
         ``replace(n)``: arguments to change when only n are left. `silence` evaluates the operation on the kept channels so.
         """
         self.tracer.mixed(self, slices, labels, out_axis, replace)
+
+    def hold(self, *vectors: LabelVector, sizes: Sequence[int] = (), at: Sequence[int] = ()) -> list[list[Held]]:
+        """Python may hold the sizes of these axes: note the attributes that do; returns them, vector by vector.
+
+        ``sizes``: the list of sizes that the operation was given, of which vector i is entry ``at[i]``.
+        """
+        found = held_widths(self.tracer.paths, vectors, sizes, at)
+        self.tracer.held += [held for several in found for held in several]
+        return found
 
     # -- words for messages
 

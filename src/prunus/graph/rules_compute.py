@@ -68,6 +68,8 @@ def _depthwise(op: OpCall, incoming: LabelVector | None, weight: Tensor, groups:
     labels = op.labels(weight, 0)
     op.mark(labels, "scales")
     spread = multiplier if not transposed else 1
+    if incoming is not None:
+        op.hold(incoming)
     if labels is not None or incoming is not None:
         spread_incoming = None if incoming is None else np.repeat(incoming, spread)
         op.unify(spread_incoming, labels, "a depthwise convolution with a fixed width")
@@ -81,7 +83,11 @@ def _depthwise(op: OpCall, incoming: LabelVector | None, weight: Tensor, groups:
 def _grouped(
     op: OpCall, incoming: LabelVector | None, written: LabelVector | None, read: LabelVector | None, groups: int, transposed: bool
 ) -> LabelVector | None:
-    """Groups stay balanced: every group loses the same slots."""
+    """Every group loses the same slots; or whole groups go: where that was asked for, or a group writes only one channel."""
+    weight: Tensor = op.args[1]
+    into_size = weight.shape[1] if transposed else weight.shape[0] // groups
+    if op.tracer.units.groups or into_size == 1:
+        return _whole_groups(op, incoming, groups, transposed)
     if transposed:
         if incoming is not None:
             op.unify(incoming, read, _FIXED_INPUT)
@@ -96,10 +102,28 @@ def _grouped(
     op.mark(written, "writes")
     if written is None:
         return None
-    if len(written) == groups:
-        op.freeze(written, "each group of the convolution writes a single channel")
-        return written
     return np.tile(op.tie(written, groups), groups)
+
+
+def _whole_groups(op: OpCall, incoming: LabelVector | None, groups: int, transposed: bool) -> LabelVector | None:
+    """A group is one channel: what it reads and what it writes go together, and ``groups`` is lowered.
+
+    The weight's other axis (inputs of a group, outputs of a group if transposed) keeps its size.
+    """
+    weight: Tensor = op.args[1]
+    own, inner = op.labels(weight, 0), op.labels(weight, 1)
+    if inner is not None:
+        op.freeze(inner, "the width of a group of a convolution whose groups go as a whole")
+    if own is None or incoming is None:
+        for labels in (own, incoming):
+            if labels is not None:
+                op.freeze(labels, "a grouped convolution with a fixed width")
+        return None
+    each = op.tie(own, groups, across=1)
+    op.unify(op.tie(incoming, groups, across=1), each)
+    op.mark(own, "scales")
+    op.hold(each)
+    return np.repeat(each, weight.shape[1] if transposed else len(own) // groups)
 
 
 def linear(op: OpCall) -> None:

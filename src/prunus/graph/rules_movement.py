@@ -32,6 +32,25 @@ def replay(op: OpCall) -> None:
                     results[i][out_axis] = vector
     for out, axes in zip(op.outs, results, strict=True):
         op.set(out, axes, fixed=_still_fixed(op, source, out))
+    if op.func._schema.name in _SIZED:
+        _hold_sizes(op, source, results[0])
+
+
+def _hold_sizes(op: OpCall, source: Tensor, axes: dict[int, LabelVector]) -> None:
+    """The shape that a view was given may come from attributes: those of its channel axes, and of the axes they came from."""
+    sizes: list[int] = list(op.outs[0].shape)
+    given: list[int] = list(op.args[1])
+    explicit = {axis: labels for axis, labels in axes.items() if axis >= len(given) or given[axis] != -1}
+    if explicit:
+        op.hold(*explicit.values(), sizes=sizes, at=list(explicit))
+    if op.field(source).axes:
+        op.hold(*op.field(source).axes.values())
+
+
+_SIZED = {
+    f"aten::{name}" for name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "expand", "expand_copy")
+}
+"""Operations whose second argument is a shape, which a program may hold."""
 
 
 def _still_fixed(op: OpCall, source: Tensor, out: Tensor) -> dict[int, str]:
@@ -75,9 +94,12 @@ def _varying_axes(op: OpCall, moved: Tensor, original: LabelVector) -> dict[int,
 def _channel_axis(op: OpCall, varying: list[int]) -> int:
     """Of the axes that a channel axis was split into, the one that can get shorter.
 
-    That is the one whose size the program left open (-1); the first where features become an image, as in
-    (n, c * h * w) -> (n, c, h, w); else the last, as in (n, groups, c // groups, h, w).
+    In attention that loses whole heads it is that of the heads, in front of a head's width. Else it is the one whose size the
+    program left open (-1); the first where features become an image, as in (n, c * h * w) -> (n, c, h, w); else the last, as in
+    (n, groups, c // groups, h, w).
     """
+    if op.tracer.module_path in op.tracer.units.heads:
+        return varying[-2]
     sizes = op.args[1] if len(op.args) > 1 and isinstance(op.args[1], (list, tuple)) else ()
     left_open = [axis for axis in varying if axis < len(sizes) and sizes[axis] == -1]
     if left_open:
@@ -90,37 +112,65 @@ def _without(op: OpCall, source: Tensor, axis: int) -> dict[int, LabelVector]:
 
 
 def part(op: OpCall) -> None:
-    """Slices and splits: equal parts of the channel axis must lose the same slots, unequal ones are held in Python."""
+    """Slices and splits. Parts whose widths a module holds are cut where their labels are; equal parts that the program
+    divides at run time must keep equal counts; other unequal parts are widths that nothing can change."""
     source: Tensor = op.args[0]
     axis = int(op.argument("dim")) % source.ndim
     labels = op.labels(source, axis)
     if labels is None:
         replay(op)
         return
-    widths = {out.shape[axis] for out in op.outs}
+    widths = [out.shape[axis] for out in op.outs]
     start, step = (op.argument("start") or 0, op.argument("step")) if op.func._schema.name == "aten::slice" else (0, 1)
-    size, width = len(labels), max(widths)
-    start = start + size if start < 0 else start
-    if width == size:
+    if op.func._schema.name == "aten::narrow":
+        start = int(op.argument("start"))
+    size = len(labels)
+    start = min(start + size if start < 0 else start, size)
+    if widths == [size]:
         op.follow(source)
         return
     axes = _without(op, source, axis)
-    if width == 1:
+    fixed: dict[int, str] = {}
+    if max(widths) == 1:
         op.freeze(labels, "a single channel is selected")
-    elif step > 1 and size % step == 0 and width * step == size:
-        axes[axis] = op.tie(labels, width, across=1)
-    elif step == 1 and len(widths) == 1 and width > 0 and size % width == 0 and start % width == 0:
-        op.balance(labels, size // width)
-        for i, out in enumerate(op.outs):
-            op.set(out, {**axes, axis: labels[start + i * width : start + (i + 1) * width]})
-        return
+    elif step > 1:
+        if size % step == 0 and widths[0] * step == size:
+            axes[axis] = op.tie(labels, widths[0], across=1)
+        else:
+            fixed[axis] = op.freeze(labels, "picked with a step that doesn't divide the channels")
+    elif 0 in widths:
+        fixed[axis] = op.freeze(labels, "split into parts of which one is empty")
     else:
-        fixed = {axis: op.freeze(labels, "split into unequal parts whose widths are held in Python")}
-        for out in op.outs:
-            op.set(out, axes, fixed=fixed)
-        return
+        ends = start + np.cumsum(widths)
+        parts = [labels[end - width : end] for width, end in zip(widths, ends.tolist(), strict=True)]
+        if (why := _divide(op, labels, parts, start)) is None:
+            for out, own in zip(op.outs, parts, strict=True):
+                op.set(out, {**axes, axis: own})
+            return
+        fixed[axis] = why
     for out in op.outs:
-        op.set(out, axes)
+        op.set(out, axes, fixed=fixed)
+
+
+def _divide(op: OpCall, labels: LabelVector, parts: list[LabelVector], start: int) -> str | None:
+    """Say what ties the parts of an axis together; a reason if the division can't follow a removal."""
+    size, width = len(labels), len(parts[0])
+    equal = len({len(p) for p in parts}) == 1 and size % width == 0 and start % width == 0
+    if len(parts) > 1:
+        held = op.hold(*parts, sizes=[len(p) for p in parts], at=range(len(parts)))
+        own = [{h.key for h in several} for several in held]
+        independent = all(own) and sum(map(len, own)) == len(set[object]().union(*own))
+    else:
+        bounds = [b for b in (labels[:start], labels[: start + width]) if 0 < len(b) < size]
+        ways = [op.hold(parts[0]), op.hold(*bounds)]  # x[:, -k:] names the part, x[:, k:] where it starts
+        independent = any(all(way) and (not equal or all(h.named for several in way for h in several)) for way in ways)
+    op.hold(labels)
+    if independent:
+        return None
+    if equal:
+        op.balance(labels, size // width)
+        return None
+    return op.freeze(labels, "split into unequal parts, and no attribute of a module holds their widths")
 
 
 def gated_half(op: OpCall) -> None:

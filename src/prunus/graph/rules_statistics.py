@@ -61,6 +61,7 @@ def layer_norm(op: OpCall) -> None:
             op.unify(labels, op.labels(tensor, own_axis), "normalised with a fixed width")
             op.mark(op.labels(tensor, own_axis), "scales")
         shape = list(op.args[1])
+        op.hold(labels, sizes=shape, at=[own_axis])
         slices = [(0, axis), *((i, own_axis) for i, _ in affine)]
         op.mix(slices, labels, axis, lambda n, s=shape, a=own_axis: {1: [*s[:a], n, *s[a + 1 :]]})
     op.follow(x, op.outs[0])
@@ -69,7 +70,7 @@ def layer_norm(op: OpCall) -> None:
 
 
 def group_norm(op: OpCall) -> None:
-    """Groups keep their number and lose the same slots; the statistics of each group are mixed."""
+    """Every group loses the same slots, and its statistics are mixed; or whole groups go, exactly."""
     x: Tensor = op.args[0]
     groups = int(op.argument("group"))
     labels = op.labels(x, 1)
@@ -82,8 +83,8 @@ def group_norm(op: OpCall) -> None:
     for _, tensor in affine:
         op.unify(labels, op.labels(tensor, 0), "normalised with a fixed width")
         op.mark(op.labels(tensor, 0), "scales")
-    if groups == x.shape[1]:
-        op.freeze(labels, "group norm with one channel a group (the number of groups is held in Python)")
+    if groups == x.shape[1] or (op.tracer.units.norm_groups and groups > 1):
+        op.hold(op.tie(labels, groups, across=1))
         return
     op.tie(labels, groups)
     op.mix([(0, 1), *((i, 0) for i, _ in affine)], labels, 1, lambda n: {4: n})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias, cast
 
@@ -15,7 +16,7 @@ from prunus.graph.build import build_graph
 from prunus.graph.dry_run import ValuesNeeded
 from prunus.graph.labels import LabelSpace
 from prunus.graph.tracer import Tracer
-from prunus.types import ChannelGraph, ExampleInputs, ForwardFn, call_model, first_tensor, map_tensors
+from prunus.types import ChannelGraph, ExampleInputs, ForwardFn, Units, call_model, first_tensor, map_tensors
 
 Keep: TypeAlias = "str | type | Callable[[str, nn.Module], bool] | Sequence[str | type]"
 
@@ -27,6 +28,8 @@ def trace(
     mixing: Literal["allow", "freeze"] = "allow",
     forward_fn: ForwardFn | None = None,
     train_inputs: ExampleInputs | None = None,
+    *,
+    whole_groups: bool = False,
 ) -> ChannelGraph:
     """Find the channel groups of ``model``: which channels must be removed together, which can't be and why, and what they cost.
 
@@ -40,6 +43,8 @@ def trace(
         mixing: ``"allow"`` or ``"freeze"`` groups over which an operation computes statistics (layer norm, softmax, ...).
         forward_fn: ``forward_fn(model, example_inputs)`` where the call isn't ``model(*inputs)``.
         train_inputs: where training takes other inputs than evaluation.
+        whole_groups: grouped convolutions and group norms lose whole groups (their number is lowered; exact for group norms, too)
+            instead of the same slots of every group.
 
     Raises:
         UnsupportedNetwork: wrapped, compiled, lazy or non-finite, or its forward pass fails.
@@ -49,18 +54,39 @@ def trace(
         raise UnknownName.among("value of mixing", mixing, ("allow", "freeze"))
     _check_traceable(model)
     kept = _selector(model, keep)
-    space = LabelSpace(model)
-    notes: list[str] = []
-    with as_found(model):
-        model.eval()
-        tracers = [_trace_mode(model, [example_inputs], space, forward_fn)]
-        model.train()
-        inputs = example_inputs if train_inputs is None else train_inputs
-        try:
-            tracers.append(_trace_mode(model, [inputs, twice(inputs)], space, forward_fn))
-        except UnsupportedNetwork as error:
-            notes.append(f"training mode could not be traced, so parts that only training runs are unknown: {error}")
-    return build_graph(model, space, tracers, kept, mixing, _batch_size(example_inputs), notes)
+    units = Units(groups=whole_groups, norm_groups=whole_groups or mixing == "freeze")
+    train_on = example_inputs if train_inputs is None else train_inputs
+    while True:
+        space = LabelSpace(model)
+        notes: list[str] = []
+        with as_found(model):
+            tracers = _trace_both(model, space, example_inputs, train_on, forward_fn, units, notes)
+        heads = units.heads.union(*(tracer.heads for tracer in tracers))
+        if heads == units.heads:
+            break
+        units = replace(units, heads=heads)
+    graph = build_graph(model, space, tracers, kept, mixing, _batch_size(example_inputs), notes)
+    return replace(graph, units=units)
+
+
+def _trace_both(
+    model: nn.Module,
+    space: LabelSpace,
+    inputs: Any,
+    train_inputs: Any,
+    forward_fn: ForwardFn | None,
+    units: Units,
+    notes: list[str],
+) -> list[Tracer]:
+    """Traces of evaluation and, if it runs, of training."""
+    model.eval()
+    tracers = [_trace_mode(model, [inputs], space, forward_fn, units)]
+    model.train()
+    try:
+        tracers.append(_trace_mode(model, [train_inputs, twice(train_inputs)], space, forward_fn, units))
+    except UnsupportedNetwork as error:
+        notes.append(f"training mode could not be traced, so parts that only training runs are unknown: {error}")
+    return tracers
 
 
 def _check_traceable(model: nn.Module) -> None:
@@ -130,7 +156,9 @@ def _selector(model: nn.Module, keep: Keep) -> Callable[[str], str | None]:
     return reason
 
 
-def _trace_mode(model: nn.Module, candidates: Sequence[Any], space: LabelSpace, forward_fn: ForwardFn | None) -> Tracer:
+def _trace_mode(
+    model: nn.Module, candidates: Sequence[Any], space: LabelSpace, forward_fn: ForwardFn | None, units: Units
+) -> Tracer:
     """One traced pass in the mode the model is in: dry on the first inputs that run, else with real values.
 
     Zeros may lead a network astray, so an error counts only if real values raise it, too.
@@ -139,7 +167,7 @@ def _trace_mode(model: nn.Module, candidates: Sequence[Any], space: LabelSpace, 
     for dry in (True, False):
         for inputs in candidates:
             try:
-                return _run(model, inputs, space, forward_fn, dry)
+                return _run(model, inputs, space, forward_fn, dry, units)
             except ValuesNeeded:
                 break
             except UnsupportedNetwork as error:
@@ -148,9 +176,9 @@ def _trace_mode(model: nn.Module, candidates: Sequence[Any], space: LabelSpace, 
     raise failure
 
 
-def _run(model: nn.Module, inputs: Any, space: LabelSpace, forward_fn: ForwardFn | None, dry: bool) -> Tracer:
+def _run(model: nn.Module, inputs: Any, space: LabelSpace, forward_fn: ForwardFn | None, dry: bool, units: Units) -> Tracer:
     """One traced forward pass; raises `UnsupportedNetwork` if it fails or returns no tensor."""
-    tracer = Tracer(model, space, dry)
+    tracer = Tracer(model, space, dry, units)
     own = cloned(inputs)  # a network that works in place must not change the caller's tensors
     tracer.add_inputs(tensors_in(own))
     try:

@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.graph.activations import LiveActivations
 from prunus.graph.dry_run import ValuesNeeded, needs_values, shape_only
+from prunus.graph.held import Held
 from prunus.graph.labels import LabelField, LabelSpace, LabelVector
 from prunus.graph.op_call import NO_LABELS, OpCall, is_mutating
 from prunus.graph.op_rules import rule_for
-from prunus.types import Role, call_model
+from prunus.types import Role, Units, call_model
 
 _ATTRIBUTE = "_prunus_labels"
 _NOT_THE_NETWORK = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
@@ -63,9 +64,11 @@ class Tracer(TorchDispatchMode):
     that looks at values raises `ValuesNeeded`, and the caller traces again with real values.
     """
 
-    def __init__(self, model: nn.Module, space: LabelSpace, dry: bool) -> None:
+    def __init__(self, model: nn.Module, space: LabelSpace, dry: bool, units: Units) -> None:
         super().__init__()
         self.space = space
+        self.units = units
+        self.heads: set[str] = set()
         self.token = object()
         self.written: dict[int, tuple[Tensor, Tensor]] = {}
         self.storages = {parameter.untyped_storage().data_ptr(): parameter for parameter in model.parameters()}
@@ -80,6 +83,7 @@ class Tracer(TorchDispatchMode):
         self.roles: list[tuple[LabelVector, Role]] = []
         self.frozen: list[tuple[LabelVector, str]] = []
         self.mixing: list[LabelVector] = []
+        self.held: list[Held] = []
         self.layers: list[LayerCall] = []
         self.norms: list[tuple[str, str | None, str | None]] = []
         self.unsupported: Counter[str] = Counter()
@@ -135,6 +139,10 @@ class Tracer(TorchDispatchMode):
 
     def reading(self, op: OpCall, index: int, axis: int) -> None:
         """Argument ``index`` is a weight that reads channels along ``axis``; here `silence` zeroes computed weights."""
+
+    def prefer_heads(self) -> None:
+        """The module that is running must lose whole attention heads; where it was traced otherwise, it is traced again."""
+        self.heads.add(self.module_path)
 
     def add_layer(
         self, op: OpCall, kind: str, widths: Sequence[Any], kernel: tuple[int, ...], groups: int, factor: float

@@ -29,11 +29,15 @@ class SliceEdit:
 
 @dataclass(frozen=True)
 class AttributeEdit:
-    """Set an attribute such as ``out_channels`` of the module at this dotted path ("" is the network itself)."""
+    """Set an attribute such as ``out_channels`` of the module at this dotted path ("" is the network itself).
+
+    ``repaired``: it is a width that the network's own Python code holds, not an attribute of a PyTorch layer.
+    """
 
     module: str
     attribute: str
     value: int | tuple[int, ...]
+    repaired: bool = False
 
 
 Edit: TypeAlias = "SliceEdit | AttributeEdit"
@@ -64,6 +68,11 @@ class SurgeryRecord:
             if isinstance(edit, AttributeEdit):
                 table.setdefault(edit.module, {})[edit.attribute] = edit.value
         return table
+
+    @property
+    def repaired(self) -> tuple[str, ...]:
+        """Attributes of the network's own code that hold a width and were set to the new one: ``module.attribute``."""
+        return tuple(f"{e.module}.{e.attribute}".lstrip(".") for e in self.edits if isinstance(e, AttributeEdit) and e.repaired)
 
     def compose(self, later: SurgeryRecord) -> SurgeryRecord:
         """One record for this surgery followed by ``later`` (whose indices count in the network that this one left).
@@ -100,7 +109,8 @@ class SurgeryRecord:
             if isinstance(e, SliceEdit):
                 edits.append({"slice": e.parameter, "axis": e.axis, "kept": e.kept.tolist(), "size": e.size})
             else:
-                edits.append({"attribute": e.attribute, "module": e.module, "value": e.value})
+                held = {"repaired": True} if e.repaired else {}
+                edits.append({"attribute": e.attribute, "module": e.module, "value": e.value, **held})
         return json.dumps({"fingerprint": self.fingerprint, "versions": dict(self.versions), "edits": edits})
 
     @classmethod
@@ -130,9 +140,11 @@ def _read_edit(item: Mapping[str, Any]) -> Edit:
         return SliceEdit(str(item["slice"]), axis, torch.tensor(kept, dtype=torch.int64), size)
     value = item["value"]
     numbers = cast("list[Any]", value if isinstance(value, list) else [value])
-    if not all(type(n) is int and 0 < n <= _MOST_INDICES for n in numbers):
+    least = -1 if isinstance(value, list) else 1  # a sequence may hold more than widths: (-1, 64)
+    if not all(type(n) is int and least <= n <= _MOST_INDICES for n in numbers):
         raise ValueError(f"attribute {str(item['attribute'])!r} has the value {str(value)[:80]!r}")
-    return AttributeEdit(str(item["module"]), str(item["attribute"]), tuple(numbers) if isinstance(value, list) else numbers[0])
+    new = tuple(numbers) if isinstance(value, list) else numbers[0]
+    return AttributeEdit(str(item["module"]), str(item["attribute"]), new, item.get("repaired") is True)
 
 
 def current_versions() -> dict[str, str]:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from prunus.errors import ArtifactError, NothingPruned, UnknownName, UnsupportedNetwork
 from prunus.graph.build import fingerprint
 from prunus.graph.labels import named_tensors
 from prunus.surgery.record import AttributeEdit, SliceEdit, SurgeryRecord, current_versions
+from prunus.surgery.repair import attribute_edits, fits, set_attribute
 from prunus.types import ChannelGraph, PruningPlan
-
-Shape = tuple[int, ...]
 
 
 def remove(
@@ -57,8 +54,7 @@ def plan_to_record(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> 
         kept = torch.ones(shapes[name][axis], dtype=torch.bool)
         kept[gone] = False
         slices.append(SliceEdit(name, axis, kept.nonzero().squeeze(1), len(kept)))
-    with _evaluating(model):
-        attributes = _attribute_edits(model, slices)
+    attributes = attribute_edits(model, slices, graph.held, plan)
     return SurgeryRecord(graph.fingerprint, (*slices, *attributes), current_versions())
 
 
@@ -104,7 +100,7 @@ def _misfit(model: nn.Module, record: SurgeryRecord) -> str | None:
     for edit in record.edits:
         if isinstance(edit, AttributeEdit):
             old = getattr(modules.get(edit.module), edit.attribute, None)
-            if isinstance(old, bool) or not isinstance(old, type(edit.value)):
+            if not fits(old, edit.value):
                 return f"it sets `{edit.module}.{edit.attribute}` to {edit.value}, here it is {str(old)[:80]}"
         elif edit.parameter not in shapes:
             return f"this network has no `{edit.parameter}`"
@@ -127,7 +123,7 @@ def _rebuild(
     for path, values in record.attributes.items():
         module = small.get_submodule(path)
         for attribute, value in values.items():
-            setattr(module, attribute, value)
+            set_attribute(module, attribute, value)
     if optimizer is not None:
         _move_optimizer(optimizer, model, moved, kept)
     if averaged is not None:
@@ -159,87 +155,6 @@ def _copy_tensor(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
     for hook in (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values():
         parameter.register_post_accumulate_grad_hook(hook)
     return parameter.requires_grad_(tensor.requires_grad)
-
-
-# -- attributes that repeat a shape
-
-_AttributeRule = Callable[[Any, Mapping[str, Shape]], "dict[str, int | tuple[int, ...]]"]
-
-
-def _convolution(module: Any, shapes: Mapping[str, Shape]) -> dict[str, int | tuple[int, ...]]:
-    weight, old = shapes["weight"], tuple(module.weight.shape)
-    transposed = bool(module.transposed)
-    written, read = (1, 0) if transposed else (0, 1)
-    groups = module.groups
-    if groups > 1 and module.in_channels == groups:  # depthwise: as many groups as input channels are left
-        groups = groups * weight[0] // old[0]
-    if transposed:
-        return {"in_channels": weight[read], "out_channels": weight[written] * groups, "groups": groups}
-    return {"in_channels": weight[read] * groups, "out_channels": weight[written], "groups": groups}
-
-
-def _norm(module: Any, shapes: Mapping[str, Shape]) -> dict[str, int | tuple[int, ...]]:
-    return {"num_features": next(shapes[n][0] for n in ("weight", "running_mean", "bias") if n in shapes)}
-
-
-_ATTRIBUTES: tuple[tuple[type[nn.Module], _AttributeRule], ...] = (
-    (nn.modules.conv._ConvNd, _convolution),  # pyright: ignore[reportPrivateUsage]
-    (nn.Linear, lambda _, s: {"in_features": s["weight"][1], "out_features": s["weight"][0]}),
-    (nn.modules.batchnorm._NormBase, _norm),  # pyright: ignore[reportPrivateUsage]
-    (nn.GroupNorm, lambda _, s: {"num_channels": s["weight"][0]}),
-    (nn.LayerNorm, lambda _, s: {"normalized_shape": s["weight"]}),
-    (nn.RMSNorm, lambda _, s: {"normalized_shape": s["weight"]}),
-    (nn.PReLU, lambda _, s: {"num_parameters": s["weight"][0]}),
-    (nn.Embedding, lambda _, s: {"embedding_dim": s["weight"][1]}),
-)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Generator[None]:
-    """Evaluation mode for a while: in training mode, to look at a weight with a spectral norm is to change it."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _attribute_edits(model: nn.Module, slices: list[SliceEdit]) -> list[AttributeEdit]:
-    changed: dict[str, dict[int, int]] = {}
-    for edit in slices:
-        changed.setdefault(edit.parameter, {})[edit.axis] = len(edit.kept)
-    names = {id(tensor): name for name, tensor in named_tensors(model)}
-    edits: list[AttributeEdit] = []
-    for path, module in model.named_modules():
-        rule = next((rule for kind, rule in _ATTRIBUTES if isinstance(module, kind)), None)
-        own = _own_tensors(module)
-        if rule is None or not any(names[id(t)] in changed for t in own.values()):
-            continue
-        shapes = {n: _new_shape(t, changed.get(names[id(t)], {})) for n, t in own.items()}
-        if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in shapes:
-            continue  # computed from parameters of other shapes: attributes can't be told, and verification decides
-        for attribute, value in rule(module, shapes).items():
-            if getattr(module, attribute) != value:
-                edits.append(AttributeEdit(path, attribute, value))
-    return edits
-
-
-def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of the module itself; a parametrised one is represented by an original of the same shape."""
-    own = {n: t for n, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
-    if parametrize.is_parametrized(module):
-        for name, originals in module.parametrizations.items():  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-            shape = getattr(module, name).shape
-            alike = [t for t in (*originals.parameters(recurse=False), *originals.buffers(recurse=False)) if t.shape == shape]
-            if alike:
-                own[name] = alike[0]
-    return own
-
-
-def _new_shape(tensor: Tensor, changed: Mapping[int, int]) -> Shape:
-    return tuple(changed.get(axis, size) for axis, size in enumerate(tensor.shape))
 
 
 # -- training state that goes along
@@ -290,4 +205,4 @@ def _slice_ema(averaged: nn.Module, record: SurgeryRecord) -> None:
             tensors[name].data = _slice(tensors[name], axes)
     for path, values in record.attributes.items():
         for attribute, value in values.items():
-            setattr(averaged.get_submodule(path), attribute, value)
+            set_attribute(averaged.get_submodule(path), attribute, value)

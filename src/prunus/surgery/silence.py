@@ -16,7 +16,7 @@ from prunus.graph.op_call import OpCall
 from prunus.graph.trace import tensors_in
 from prunus.graph.tracer import Tracer
 from prunus.surgery.remove import removed_positions
-from prunus.types import ChannelGraph, PruningPlan
+from prunus.types import ChannelGraph, PruningPlan, Units
 
 Positions = dict[tuple[str, int], Tensor]
 
@@ -39,7 +39,7 @@ def silence(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Modu
             values.index_fill_(axis, gone.to(source.device), 0)
     silent = copy.deepcopy(model, memo)
     if any(group.mixing and group.name in plan.keep for group in graph.groups):
-        _evaluate_on_kept(silent, removed_positions(graph, plan))
+        _evaluate_on_kept(silent, removed_positions(graph, plan), graph.units)
     return silent
 
 
@@ -48,12 +48,12 @@ def _duplicate(tensor: Tensor) -> Tensor:
     return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
-def _evaluate_on_kept(model: nn.Module, removed: Positions) -> None:
+def _evaluate_on_kept(model: nn.Module, removed: Positions, units: Units) -> None:
     """Run every forward pass of ``model`` under a tracer that knows which labels are removed."""
     running: list[ExitStack] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        tracer = KeptOnlyTracer(module, removed)
+        tracer = KeptOnlyTracer(module, removed, units)
         tracer.add_inputs(tensors_in([args, kwargs]))
         tracer.stack.append("")  # this module was entered before the tracer could see it, and will be left under its eyes
         stack = ExitStack()
@@ -71,8 +71,8 @@ def _evaluate_on_kept(model: nn.Module, removed: Positions) -> None:
 class KeptOnlyTracer(Tracer):
     """Propagates labels through a real forward pass and re-evaluates mixing operations without the removed channels."""
 
-    def __init__(self, model: nn.Module, removed: Positions) -> None:
-        super().__init__(model, LabelSpace(model), dry=False)
+    def __init__(self, model: nn.Module, removed: Positions, units: Units) -> None:
+        super().__init__(model, LabelSpace(model), dry=False, units=units)
         self.removed = np.zeros(self.space.size + 1, dtype=bool)  # the last entry answers for label -1
         for axis_range in self.space.ranges:
             gone = removed.get((axis_range.parameter, axis_range.axis))
