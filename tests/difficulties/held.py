@@ -19,6 +19,11 @@ def _res2(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.cat([a, b, F.relu(m.third(b + c))], 1))
 
 
+def _with_a_rest(m: Any, x: Tensor) -> Tensor:
+    a, b, rest = torch.split(F.relu(m.stem(x)), m.width, 1)
+    return m.head(torch.cat([m.second(a), m.third(b), rest], 1))
+
+
 def _named_later(m: Any, x: Tensor) -> Tensor:
     width = m.width  # the statement that splits doesn't name the attribute, the function does
     a, b = torch.split(F.relu(m.stem(x)), [width, m.rest], 1)
@@ -93,6 +98,17 @@ NETS = [
             "stem": G(
                 4, "stem.weight/0 stem.bias/0 second.weight/0 second.bias/0", "second.weight/1 third.weight/1 head.weight/1"
             ),
+            "third": G(4, "third.weight/0 third.bias/0", "head.weight/1"),
+            "head": HEAD,
+        },
+    ),
+    Net(
+        "held width with a rest",
+        lambda: Program(_with_a_rest, stem=conv(3, 10), second=conv(4, 4), third=conv(4, 4), head=conv(10, 2), width=4),
+        {
+            "stem": G(4, "stem.weight/0 stem.bias/0", "second.weight/1 third.weight/1"),
+            "stem#2": G(2, "stem.weight/0 stem.bias/0", "head.weight/1"),
+            "second": G(4, "second.weight/0 second.bias/0", "head.weight/1"),
             "third": G(4, "third.weight/0 third.bias/0", "head.weight/1"),
             "head": HEAD,
         },

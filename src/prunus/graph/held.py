@@ -147,7 +147,8 @@ def _named_in_statement(code: CodeType, last: int) -> tuple[str, ...]:
     instructions = list(dis.get_instructions(code))
     loads = [i for i in instructions if i.opname in ("LOAD_ATTR", "LOAD_METHOD")]
     if sys.version_info >= (3, 11):
-        here = next((i.positions for i in instructions if i.offset == last), None)
+        running = [i.positions for i in instructions if i.offset <= last]  # ``last`` may lie in the cache behind an instruction
+        here = running[-1] if running else None
         if here is None or here.lineno is None or here.end_lineno is None:
             return ()
         lines = range(here.lineno, here.end_lineno + 1)

@@ -98,7 +98,7 @@ def _channel_axis(op: OpCall, varying: list[int]) -> int:
     program left open (-1); the first where features become an image, as in (n, c * h * w) -> (n, c, h, w); else the last, as in
     (n, groups, c // groups, h, w).
     """
-    if op.tracer.module_path in op.tracer.units.heads:
+    if len(varying) > 1 and op.tracer.module_path in op.tracer.units.heads:
         return varying[-2]
     sizes = op.args[1] if len(op.args) > 1 and isinstance(op.args[1], (list, tuple)) else ()
     left_open = [axis for axis in varying if axis < len(sizes) and sizes[axis] == -1]
@@ -160,6 +160,8 @@ def _divide(op: OpCall, labels: LabelVector, parts: list[LabelVector], start: in
         held = op.hold(*parts, sizes=[len(p) for p in parts], at=range(len(parts)))
         own = [{h.key for h in several} for several in held]
         independent = all(own) and sum(map(len, own)) == len(set[object]().union(*own))
+        if not equal and op.func._schema.name == "aten::split" and all(own[:-1]):
+            return None  # one width for all parts, and the last one takes what is left
     else:
         bounds = [b for b in (labels[:start], labels[: start + width]) if 0 < len(b) < size]
         ways = [op.hold(parts[0]), op.hold(*bounds)]  # x[:, -k:] names the part, x[:, k:] where it starts
