@@ -91,7 +91,8 @@ class Layer:
 class HeldWidth:
     """An attribute of a module that repeats a number of channels (``item``: of a sequence, which one), found while tracing.
 
-    ``slots``: group name -> the channel at each position that is counted, int64 (k,); ``fixed``: positions of no group.
+    ``slots``: group name -> the channel at each position that is counted, int64 (k,); ``fixed``: positions of no group; ``named``:
+    the statement that used the width names the attribute, not just the function around it.
     """
 
     module: str
@@ -99,11 +100,33 @@ class HeldWidth:
     item: int | None
     slots: Mapping[str, Tensor]
     fixed: int
+    named: bool
 
     def width(self, keep: Mapping[str, Tensor]) -> int:
         """The number once only the kept channels (group name -> bool (num_channels,)) are left."""
         left = (int(keep[g].cpu()[slots].sum()) if g in keep else len(slots) for g, slots in self.slots.items())
         return self.fixed + sum(left)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldIndex:
+    """A buffer of channel numbers into an axis; ``groups`` and ``channels`` say what lies at each position of that axis: the
+    index of the group in the graph (-1: of none) and the channel, int64 (size of the axis,)."""
+
+    buffer: str
+    groups: Tensor
+    channels: Tensor
+
+    def renumbered(self, index: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
+        """The buffer for the kept channels: numbers of removed ones left out, the others counted anew. ``keep``: by group."""
+        left = torch.ones(len(self.groups), dtype=torch.bool)
+        for group in self.groups.unique().tolist():
+            mask = keep[group] if group >= 0 else None
+            if mask is not None:
+                here = self.groups == group
+                left[here] = mask.cpu()[self.channels[here]]
+        old = index.cpu().long()
+        return (left.cumsum(0) - 1)[old[left[old]]]
 
 
 @dataclass(frozen=True)
@@ -307,6 +330,7 @@ class ChannelGraph:
     norms: tuple[NormAffine, ...] = ()
     notes: tuple[str, ...] = ()
     held: tuple[HeldWidth, ...] = ()
+    indices: tuple[HeldIndex, ...] = ()
     units: Units = Units()
 
     @property

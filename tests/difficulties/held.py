@@ -85,6 +85,26 @@ class _OwnDepthwise(nn.Module):
         return F.conv2d(x, self.weight, padding=1, groups=self.channels)
 
 
+class _Permuted(nn.Module):
+    """Channels in the order that a buffer gives; `twice` uses the same buffer for two tensors."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.randperm(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.order]
+
+
+def _permuted_residual(m: Any, x: Tensor) -> Tensor:
+    y = F.relu(m.stem(x))
+    return m.head(F.relu(m.permute(y)) + m.second(y))
+
+
+def _picked(m: Any, x: Tensor) -> Tensor:
+    return m.head(torch.index_select(F.relu(m.stem(x)), 1, m.permute.order[:4].clone()))
+
+
 def _expanded(m: Any, x: Tensor) -> Tensor:
     return m.head(F.relu(m.stem(x)) * m.scale.expand(-1, m.width, -1, -1))
 
@@ -202,6 +222,25 @@ NETS = [
         "held width of an expansion",
         lambda: Program(_expanded, stem=conv(3, 6), head=conv(6, 2), scale=nn.Parameter(torch.rand(1, 1, 1, 1) + 1), width=6),
         {"stem": G(6, "stem.weight/0 stem.bias/0", "head.weight/1"), "head": HEAD},
+    ),
+    Net(
+        "channel numbers in a buffer",
+        lambda: nn.Sequential(conv(3, 6), _Permuted(6), nn.ReLU(), conv(6, 2)),
+        {"0": G(6, "0.weight/0 0.bias/0", "3.weight/1"), "3": G(2, "3.weight/0 3.bias/0", frozen=OUTPUT)},
+    ),
+    Net(
+        "residual over permuted channels",
+        lambda: Program(_permuted_residual, stem=conv(3, 6), permute=_Permuted(6), second=conv(6, 6), head=conv(6, 2)),
+        {
+            "stem": G(6, "stem.weight/0 stem.bias/0 second.weight/0 second.bias/0", "second.weight/1 head.weight/1"),
+            "head": HEAD,
+        },
+    ),
+    Net(
+        "channel numbers made on the way",
+        lambda: Program(_picked, stem=conv(3, 6), permute=_Permuted(6), head=conv(4, 2)),
+        {"stem": G(6, "stem.weight/0 stem.bias/0", frozen="picked by absolute index"), "head": HEAD},
+        outcome="frozen",
     ),
     Net(
         "a group of a convolution writes one channel",

@@ -17,7 +17,7 @@ from prunus.graph.balance import balance
 from prunus.graph.cost import ClosedFormCost, WidthTable
 from prunus.graph.labels import LabelSpace, LabelVector, named_tensors, resolve
 from prunus.graph.tracer import Tracer
-from prunus.types import ChannelGraph, ChannelGroup, GroupMember, HeldWidth, Layer, NormAffine, ParameterAxis, Role
+from prunus.types import ChannelGraph, ChannelGroup, GroupMember, HeldIndex, HeldWidth, Layer, NormAffine, ParameterAxis, Role
 
 Ints = npt.NDArray[np.int64]
 _ROLE_ORDER: tuple[Role, ...] = ("writes", "reads", "scales", "statistics")
@@ -72,7 +72,8 @@ def build_graph(
     norms = tuple(dict.fromkeys(NormAffine(*n) for t in tracers for n in t.norms))
     cost = _cost(model, space, tracers[0], resolved, groups, batch)
     layers, held = _layers(tracers[0], resolved), _held(tracers, resolved, groups)
-    return ChannelGraph(tuple(groups), layers, unsupported, fingerprint(model), cost, norms, tuple(notes), held)
+    indices = _indices(tracers, resolved)
+    return ChannelGraph(tuple(groups), layers, unsupported, fingerprint(model), cost, norms, tuple(notes), held, indices)
 
 
 def _roles(space: LabelSpace, tracers: list[Tracer]) -> list[set[Role]]:
@@ -200,13 +201,18 @@ def _held(tracers: list[Tracer], resolved: _Resolved, groups: list[ChannelGroup]
     for held in (h for t in tracers for h in t.held):
         real = held.labels[held.labels >= 0]
         owners, channels = resolved.group[real], resolved.channel[real]
-        key = (*held.key, owners.tobytes(), channels.tobytes())
+        key = (*held.key, held.named, owners.tobytes(), channels.tobytes())
         if key in found or not any(groups[g].frozen_because is None for g in np.unique(owners[owners >= 0])):
             continue
         slots = {groups[g].name: torch.from_numpy(channels[owners == g]) for g in np.unique(owners[owners >= 0])}
         fixed = len(held.labels) - sum(map(len, slots.values()))
-        found[key] = HeldWidth(held.module, held.attribute, held.item, slots, fixed)
+        found[key] = HeldWidth(held.module, held.attribute, held.item, slots, fixed, held.named)
     return tuple(found.values())
+
+
+def _indices(tracers: list[Tracer], resolved: _Resolved) -> tuple[HeldIndex, ...]:
+    group_of, channel_of = (torch.from_numpy(np.append(table, -1)) for table in (resolved.group, resolved.channel))
+    return tuple(HeldIndex(name, group_of[labels], channel_of[labels]) for t in tracers for name, labels in t.indices)
 
 
 def _cost(

@@ -189,6 +189,8 @@ def absolute_index(op: OpCall) -> None:
     """Indices into the channel axis are absolute: after a removal they would name other channels."""
     source: Tensor = op.args[0]
     touched = _indexed_axes(op, source)
+    if _by_buffer(op, source, touched):
+        return
     for axis, labels in op.field(source).axes.items():
         if axis in touched:
             op.freeze(labels, "channels are picked by absolute index")
@@ -197,6 +199,21 @@ def absolute_index(op: OpCall) -> None:
             op.set(out, {})
     else:
         replay(op)
+
+
+def _by_buffer(op: OpCall, source: Tensor, touched: set[int]) -> bool:
+    """Channels picked by a buffer of the network, which surgery can rewrite: the picked labels go on."""
+    indices = [a for a in op.tensors if a is not source]
+    if op.func._schema.name not in ("aten::index", "aten::index_select") or len(indices) != 1 or len(touched) != 1:
+        return False
+    index, axis = indices[0], next(iter(touched))
+    name, labels = op.tracer.space.names.get(id(index)), op.labels(source, axis)
+    if name is None or labels is None or index.ndim != 1 or index.dtype not in (torch.int32, torch.int64):
+        return False
+    picked = np.ascontiguousarray(labels[index.cpu().numpy()])
+    op.tracer.indices.append((name, labels))
+    op.set(op.outs[0], {**_without(op, source, axis), axis: picked})
+    return True
 
 
 def _indexed_axes(op: OpCall, source: Tensor) -> set[int]:

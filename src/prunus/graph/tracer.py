@@ -84,6 +84,7 @@ class Tracer(TorchDispatchMode):
         self.frozen: list[tuple[LabelVector, str]] = []
         self.mixing: list[LabelVector] = []
         self.held: list[Held] = []
+        self.indices: list[tuple[str, LabelVector]] = []
         self.layers: list[LayerCall] = []
         self.norms: list[tuple[str, str | None, str | None]] = []
         self.unsupported: Counter[str] = Counter()

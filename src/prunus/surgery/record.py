@@ -40,7 +40,15 @@ class AttributeEdit:
     repaired: bool = False
 
 
-Edit: TypeAlias = "SliceEdit | AttributeEdit"
+@dataclass(frozen=True, eq=False)
+class IndexEdit:
+    """Replace a buffer of channel numbers by these (int64, one axis)."""
+
+    buffer: str
+    values: Tensor
+
+
+Edit: TypeAlias = "SliceEdit | AttributeEdit | IndexEdit"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +78,15 @@ class SurgeryRecord:
         return table
 
     @property
+    def indices(self) -> dict[str, Tensor]:
+        """Buffer of channel numbers -> its new contents."""
+        return {edit.buffer: edit.values for edit in self.edits if isinstance(edit, IndexEdit)}
+
+    @property
     def repaired(self) -> tuple[str, ...]:
-        """Attributes of the network's own code that hold a width and were set to the new one: ``module.attribute``."""
-        return tuple(f"{e.module}.{e.attribute}".lstrip(".") for e in self.edits if isinstance(e, AttributeEdit) and e.repaired)
+        """What the network's own code held and was set anew: ``module.attribute`` of widths, buffers of channel numbers."""
+        attributes = [f"{e.module}.{e.attribute}".lstrip(".") for e in self.edits if isinstance(e, AttributeEdit) and e.repaired]
+        return (*attributes, *self.indices)
 
     def compose(self, later: SurgeryRecord) -> SurgeryRecord:
         """One record for this surgery followed by ``later`` (whose indices count in the network that this one left).
@@ -86,6 +100,8 @@ class SurgeryRecord:
             if isinstance(edit, AttributeEdit):
                 attributes[edit.module, edit.attribute] = edit
                 continue
+            if isinstance(edit, IndexEdit):
+                continue
             before = slices.get((edit.parameter, edit.axis))
             if before is not None and len(before.kept) != edit.size:
                 raise ArtifactError(
@@ -95,7 +111,8 @@ class SurgeryRecord:
                 )
             kept, size = (edit.kept, edit.size) if before is None else (before.kept[edit.kept], before.size)
             slices[edit.parameter, edit.axis] = SliceEdit(edit.parameter, edit.axis, kept, size)
-        return SurgeryRecord(self.fingerprint, (*slices.values(), *attributes.values()), later.versions)
+        indices = [IndexEdit(name, values) for name, values in (self.indices | later.indices).items()]
+        return SurgeryRecord(self.fingerprint, (*slices.values(), *attributes.values(), *indices), later.versions)
 
     @classmethod
     def nothing_removed(cls, model: nn.Module) -> SurgeryRecord:
@@ -108,6 +125,8 @@ class SurgeryRecord:
         for e in self.edits:
             if isinstance(e, SliceEdit):
                 edits.append({"slice": e.parameter, "axis": e.axis, "kept": e.kept.tolist(), "size": e.size})
+            elif isinstance(e, IndexEdit):
+                edits.append({"index": e.buffer, "values": e.values.tolist()})
             else:
                 held = {"repaired": True} if e.repaired else {}
                 edits.append({"attribute": e.attribute, "module": e.module, "value": e.value, **held})
@@ -138,6 +157,11 @@ def _read_edit(item: Mapping[str, Any]) -> Edit:
         if any(b <= a for a, b in zip([-1, *kept], kept, strict=False)) or kept[-1] >= size:
             raise ValueError(f"indices of {str(item['slice'])!r} are not ascending within 0..{size - 1}")
         return SliceEdit(str(item["slice"]), axis, torch.tensor(kept, dtype=torch.int64), size)
+    if "index" in item:
+        values = cast("list[Any]", item["values"])
+        if not (values and all(type(n) is int and 0 <= n < _MOST_INDICES for n in values)):
+            raise ValueError(f"channel numbers of {str(item['index'])!r} are malformed")
+        return IndexEdit(str(item["index"]), torch.tensor(values, dtype=torch.int64))
     value = item["value"]
     numbers = cast("list[Any]", value if isinstance(value, list) else [value])
     least = -1 if isinstance(value, list) else 1  # a sequence may hold more than widths: (-1, 64)

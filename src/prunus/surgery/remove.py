@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from prunus.errors import ArtifactError, NothingPruned, UnknownName, UnsupportedNetwork
 from prunus.graph.build import fingerprint
 from prunus.graph.labels import named_tensors
-from prunus.surgery.record import AttributeEdit, SliceEdit, SurgeryRecord, current_versions
-from prunus.surgery.repair import attribute_edits, fits, set_attribute
+from prunus.surgery.record import AttributeEdit, IndexEdit, SliceEdit, SurgeryRecord, current_versions
+from prunus.surgery.repair import attribute_edits, fits, index_edits, set_attribute
 from prunus.types import ChannelGraph, PruningPlan
 
 
@@ -55,7 +55,7 @@ def plan_to_record(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> 
         kept[gone] = False
         slices.append(SliceEdit(name, axis, kept.nonzero().squeeze(1), len(kept)))
     attributes = attribute_edits(model, slices, graph.held, plan)
-    return SurgeryRecord(graph.fingerprint, (*slices, *attributes), current_versions())
+    return SurgeryRecord(graph.fingerprint, (*slices, *attributes, *index_edits(model, graph, plan)), current_versions())
 
 
 def removed_positions(graph: ChannelGraph, plan: PruningPlan, roles: tuple[str, ...] = ()) -> dict[tuple[str, int], Tensor]:
@@ -102,6 +102,10 @@ def _misfit(model: nn.Module, record: SurgeryRecord) -> str | None:
             old = getattr(modules.get(edit.module), edit.attribute, None)
             if not fits(old, edit.value):
                 return f"it sets `{edit.module}.{edit.attribute}` to {edit.value}, here it is {str(old)[:80]}"
+        elif isinstance(edit, IndexEdit):
+            shape = shapes.get(edit.buffer, ())
+            if len(shape) != 1 or shape[0] < len(edit.values):
+                return f"it sets the buffer `{edit.buffer}` to {len(edit.values)} channel numbers, here its shape is {shape}"
         elif edit.parameter not in shapes:
             return f"this network has no `{edit.parameter}`"
         elif edit.axis >= len(shapes[edit.parameter]) or shapes[edit.parameter][edit.axis] != edit.size:
@@ -112,12 +116,14 @@ def _misfit(model: nn.Module, record: SurgeryRecord) -> str | None:
 def _rebuild(
     model: nn.Module, record: SurgeryRecord, optimizer: torch.optim.Optimizer | None, ema: nn.Module | None
 ) -> nn.Module:
-    kept = record.kept
+    kept, indices = record.kept, record.indices
     averaged = None if ema is None else _averaged(ema, model)  # refused before anything has moved
     memo: dict[int, Any] = {}
     with torch.no_grad():
         for name, tensor in named_tensors(model):
             memo[id(tensor)] = _copy_tensor(tensor, kept.get(name, {}))
+            if name in indices:
+                memo[id(tensor)] = indices[name].to(tensor)
     moved = {id(tensor): memo[id(tensor)] for _, tensor in named_tensors(model)}
     small = copy.deepcopy(model, memo)  # deepcopy meets the new tensors in its memo, so that nothing is copied at full size
     for path, values in record.attributes.items():
@@ -203,6 +209,8 @@ def _slice_ema(averaged: nn.Module, record: SurgeryRecord) -> None:
     with torch.no_grad():
         for name, axes in record.kept.items():
             tensors[name].data = _slice(tensors[name], axes)
+        for name, values in record.indices.items():
+            tensors[name].data = values.to(tensors[name])
     for path, values in record.attributes.items():
         for attribute, value in values.items():
             set_attribute(averaged.get_submodule(path), attribute, value)

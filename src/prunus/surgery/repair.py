@@ -6,12 +6,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunus.graph.labels import named_tensors
-from prunus.surgery.record import AttributeEdit, SliceEdit
-from prunus.types import HeldWidth, PruningPlan
+from prunus.surgery.record import AttributeEdit, IndexEdit, SliceEdit
+from prunus.types import ChannelGraph, HeldWidth, PruningPlan
 
 Shape = tuple[int, ...]
 Value: TypeAlias = "int | tuple[int, ...]"
@@ -40,8 +41,10 @@ def attribute_edits(
 
 def _held_values(model: nn.Module, held: Sequence[HeldWidth], plan: PruningPlan) -> dict[tuple[str, str], Value]:
     wanted: dict[tuple[str, str], dict[int | None, set[int]]] = {}
+    named = {(width.module, width.attribute, width.item) for width in held if width.named}
     for width in held:
-        wanted.setdefault((width.module, width.attribute), {}).setdefault(width.item, set()).add(width.width(plan.keep))
+        if width.named or (width.module, width.attribute, width.item) not in named:
+            wanted.setdefault((width.module, width.attribute), {}).setdefault(width.item, set()).add(width.width(plan.keep))
     values: dict[tuple[str, str], Value] = {}
     for (path, attribute), items in wanted.items():
         old = getattr(model.get_submodule(path), attribute)
@@ -52,6 +55,20 @@ def _held_values(model: nn.Module, held: Sequence[HeldWidth], plan: PruningPlan)
         if value != (old if isinstance(old, int) else tuple(old)):
             values[path, attribute] = value
     return values
+
+
+def index_edits(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> list[IndexEdit]:
+    """New contents of the buffers of channel numbers; one that would have to hold two things stays as it is."""
+    keep = [plan.keep.get(group.name) for group in graph.groups]
+    buffers = dict(model.named_buffers())
+    found: dict[str, list[Tensor]] = {}
+    for held in graph.indices:
+        found.setdefault(held.buffer, []).append(held.renumbered(buffers[held.buffer], keep))
+    return [
+        IndexEdit(name, several[0])
+        for name, several in found.items()
+        if not torch.equal(several[0], buffers[name].cpu().long()) and all(torch.equal(v, several[0]) for v in several)
+    ]
 
 
 def set_attribute(module: nn.Module, attribute: str, value: Value) -> None:
@@ -75,9 +92,7 @@ def _convolution(module: Any, shapes: Mapping[str, Shape], groups_left: int | No
     transposed = bool(module.transposed)
     written, read = (1, 0) if transposed else (0, 1)
     groups = module.groups if groups_left is None else groups_left
-    if (
-        groups_left is None and groups > 1 and module.in_channels == groups
-    ):  # depthwise: a group a channel
+    if groups_left is None and groups > 1 and module.in_channels == groups:  # depthwise: a group a channel
         groups = groups * weight[0] // old[0]
     if transposed:
         return {"in_channels": weight[read], "out_channels": weight[written] * groups, "groups": groups}
