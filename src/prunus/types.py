@@ -91,8 +91,8 @@ class Layer:
 class HeldWidth:
     """An attribute of a module that repeats a number of channels (``item``: of a sequence, which one), found while tracing.
 
-    ``slots``: group name -> the channel at each position that is counted, int64 (k,); ``fixed``: positions of no group; ``named``:
-    the statement that used the width names the attribute, not just the function around it.
+    ``slots``: group name -> the channel at each position that is counted, int64 (k,); ``fixed``: positions of no group;
+    ``named``: the statement that used the width names the attribute, not just the function around it.
     """
 
     module: str

@@ -15,6 +15,12 @@ from difficulties.network import G, Net, Program, conv, conv_bn
 STEM = G(8, "stem.weight/0 stem.bias/0", "head.weight/1", mixing=True)
 
 
+def _along_channels(m: Any, x: Tensor) -> Tensor:
+    y = m.stem(x)
+    gate = m.along(y.mean((2, 3)).unsqueeze(1)).sigmoid().squeeze(1)
+    return m.head(y * gate[:, :, None, None])
+
+
 def _channels_last_norm(m: Any, x: Tensor) -> Tensor:
     return m.head(m.norm(m.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
@@ -150,6 +156,22 @@ NETS = [
         "layer norm without parameters",
         lambda: Program(_channels_last_norm, stem=conv(3, 8), norm=nn.LayerNorm(8, elementwise_affine=False), head=conv(8, 2)),
         {"stem": STEM, "head": HEAD},
+    ),
+    Net(  # efficient channel attention: a convolution slides along the pooled channels, so that neighbours are mixed
+        "convolution along the channels",
+        lambda: Program(_along_channels, stem=conv(3, 8), along=nn.Conv1d(1, 1, 3, padding=1, bias=False), head=conv(8, 2)),
+        {"stem": STEM, "head": HEAD},
+    ),
+    Net(
+        "strided convolution along the channels",
+        lambda: Program(
+            lambda m, x: m.head(m.along(m.stem(x).mean((2, 3)).unsqueeze(1)).squeeze(1)),
+            stem=conv(3, 8),
+            along=nn.Conv1d(1, 1, 3, stride=2, bias=False),
+            head=nn.Linear(3, 2),
+        ),
+        {"stem": G(8, "stem.weight/0 stem.bias/0", frozen="channels lie on a pixel axis"), "head": HEAD},
+        outcome="frozen",
     ),
     Net(
         "gram matrix",

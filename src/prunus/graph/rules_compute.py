@@ -40,18 +40,26 @@ def convolution(op: OpCall) -> None:
         if own is not None or labels is not None:
             op.unify(labels, own)
         op.mark(own, "writes")
-    for axis, lost in op.field(x).axes.items():
-        if axis >= 2:
-            op.freeze(lost, "channels lie on a pixel axis")
-    axes = {0: batch} if (batch := op.labels(x, 0)) is not None else {}
-    op.set(op.outs[0], axes if labels is None else {**axes, 1: labels}, parametric=op.field(x).parametric)
+    moved = {0: batch} if (batch := op.labels(x, 0)) is not None else {}
+    moved |= {axis: kept for axis in op.field(x).axes if axis >= 2 and (kept := _over_channels(op, axis)) is not None}
+    op.set(op.outs[0], moved if labels is None else {**moved, 1: labels}, parametric=op.field(x).parametric)
     positions = (x if transposed else op.outs[0]).shape
     factor = positions[0] * math.prod(positions[2:]) * math.prod(weight.shape[2:])
     widths = (weight.shape[out_of] if read is None else read, weight.shape[into] if written is None else written)
-    if batch is not None:  # channels moved onto the batch axis
-        factor, widths = factor / len(batch), (*widths, batch)
+    for other in moved.values():  # channels on the axis of the batch or on one of pixels
+        factor, widths = factor / len(other), (*widths, other)
     kind = "transposed convolution" if transposed else "convolution"
     op.tracer.add_layer(op, kind, widths, tuple(weight.shape[2:]), groups, factor)
+
+
+def _over_channels(op: OpCall, axis: int) -> LabelVector | None:
+    """A convolution that slides along the channels themselves (efficient channel attention): neighbours are mixed."""
+    x, labels = op.args[0], op.field(op.args[0]).axes[axis]
+    if op.outs[0].shape[axis] != x.shape[axis] or op.argument("stride")[axis - 2] != 1:
+        op.freeze(labels, "channels lie on a pixel axis")
+        return None
+    op.mix([(0, axis)], labels, axis)
+    return labels
 
 
 def _plain(op: OpCall, incoming: LabelVector | None, written: LabelVector | None, read: LabelVector | None) -> LabelVector | None:

@@ -159,7 +159,8 @@ def _divide(op: OpCall, labels: LabelVector, parts: list[LabelVector], start: in
     if len(parts) > 1:
         held = op.hold(*parts, sizes=[len(p) for p in parts], at=range(len(parts)))
         own = [{h.key for h in several} for several in held]
-        independent = all(own) and sum(map(len, own)) == len(set[object]().union(*own))
+        shared = sum(map(len, own)) > len(set[object]().union(*own))
+        independent = all(own) and not (equal and shared)
         if not equal and op.func._schema.name == "aten::split" and all(own[:-1]):
             return None  # one width for all parts, and the last one takes what is left
     else:
