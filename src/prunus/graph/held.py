@@ -47,14 +47,15 @@ def held_widths(
     counts where it lies in that list.
     """
     found: list[list[Held]] = [[] for _ in vectors]
-    for depth, (module, names, statement) in enumerate(_running_modules(paths)):
-        path = paths[id(module)]
-        attributes = _integers(module, names if depth == 0 else frozenset(statement))
+    for depth, running in enumerate(_running_modules(paths)):
+        statement = [name for frame in running.frames for name in _named_in_statement(frame.f_code, frame.f_lasti)]
+        names = {name for frame in running.frames for name in frame.f_code.co_names} if depth == 0 else set(statement)
+        attributes = _integers(running.module, names, paths)
         for i, vector in enumerate(vectors):
             if not found[i]:
                 place = at[i] if at else -1
-                items = [(name, _matches(value, len(vector), sizes, place)) for name, value in attributes.items()]
-                candidates = [Held(path, name, item, vector, name in statement) for name, many in items for item in many]
+                items = [(key, _matches(value, len(vector), sizes, place)) for key, value in attributes.items()]
+                candidates = [Held(*key, item, vector, key[1] in statement) for key, many in items for item in many]
                 named = [c for c in candidates if c.named]
                 found[i] = (
                     _in_order(named, statement, [p for p, size in enumerate(sizes) if size == len(vector)], place) or candidates
@@ -82,24 +83,30 @@ def _matches(value: int | list[int], size: int, sizes: Sequence[int], place: int
     return found[:1]
 
 
-def _integers(module: nn.Module, names: frozenset[str]) -> dict[str, int | list[int]]:
-    """Attributes among ``names`` that are whole numbers or sequences of them."""
-    found: dict[str, int | list[int]] = {}
-    own = vars(module)
-    for name in names:
-        value: Any = own.get(name)
-        if type(value) is int:
-            found[name] = value
-        elif isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):  # pyright: ignore[reportUnknownVariableType]
-            found[name] = list(value)  # pyright: ignore[reportUnknownArgumentType]
+def _integers(module: nn.Module, names: set[str], paths: Mapping[int, str]) -> dict[tuple[str, str], int | list[int]]:
+    """Attributes among ``names``, of the module and of its parts that are named, too: whole numbers and sequences of them."""
+    found: dict[tuple[str, str], int | list[int]] = {}
+    for part in (module, *(child for name, child in module.named_children() if name in names)):
+        own = vars(part)
+        for name in names & own.keys():
+            value: Any = own[name]
+            if type(value) is int:
+                found[paths[id(part)], name] = value
+            elif isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):  # pyright: ignore[reportUnknownVariableType]
+                found[paths[id(part)], name] = list(value)  # pyright: ignore[reportUnknownArgumentType]
     return found
 
 
-def _running_modules(paths: Mapping[int, str]) -> Iterator[tuple[nn.Module, frozenset[str], tuple[str, ...]]]:
-    """Innermost first: a module of the network, the names its running functions use, and those of the running statements."""
-    current: nn.Module | None = None
-    names: set[str] = set()
-    statement: tuple[str, ...] = ()
+class _Running(NamedTuple):
+    """A module of the network and the frames of its functions that run, innermost first."""
+
+    module: nn.Module
+    frames: list[FrameType]
+
+
+def _running_modules(paths: Mapping[int, str]) -> Iterator[_Running]:
+    """Innermost first, up to `_OUTER_MODULES`."""
+    current: _Running | None = None
     left = _OUTER_MODULES
     inner: list[FrameType] = []
     for frame in _frames():
@@ -108,19 +115,84 @@ def _running_modules(paths: Mapping[int, str]) -> Iterator[tuple[nn.Module, froz
             if frame.f_code.co_name.startswith("<"):  # a comprehension or lambda speaks for the function around it
                 inner.append(frame)
             continue
-        if owner is not current:
+        if current is None or owner is not current.module:
             if current is not None:
-                yield current, frozenset(names), statement
+                yield current
                 left -= 1
                 if not left:
                     return
-            current, names, statement = owner, set(), ()
-        for running in (*inner, frame):
-            names |= set(running.f_code.co_names)
-            statement += _named_in_statement(running.f_code, running.f_lasti)
+            current = _Running(owner, [])
+        current.frames.extend((*inner, frame))
         inner = []
     if current is not None:
-        yield current, frozenset(names), statement
+        yield current
+
+
+def widths_of_arguments(paths: Mapping[int, str], size: int) -> list[tuple[int, int]]:
+    """Where the running statement uses local numbers of this value that were read from the shape of an argument of the running
+    forward pass (``b, c, h, w = x.shape``): the argument's place and the axis.
+    """
+    for running in _running_modules(paths):
+        for frame in running.frames:
+            code = frame.f_code
+            if code.co_name != "forward":
+                continue
+            sources = _shapes_read(code)
+            used = dict.fromkeys(_locals_in_statement(code, frame.f_lasti))
+            return [sources[name] for name in used if name in sources and frame.f_locals.get(name) == size]
+        return []
+    return []
+
+
+@lru_cache(maxsize=4096)
+def _shapes_read(code: CodeType) -> dict[str, tuple[int, int]]:
+    """Local names that are assigned once, by unpacking the shape of an argument that was not assigned before."""
+    instructions = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "PRECALL", "NOP")]
+    arguments = code.co_varnames[1 : code.co_argcount]
+    stored = [str(i.argval) for i in instructions if i.opname == "STORE_FAST"]
+    found: dict[str, tuple[int, int]] = {}
+    for at, instruction in enumerate(instructions):
+        if instruction.opname != "UNPACK_SEQUENCE":
+            continue
+        before = [i for i in instructions[max(0, at - 3) : at] if not i.opname.startswith(("CALL", "PUSH_NULL"))][-2:]
+        if len(before) < 2 or before[1].argval not in ("shape", "size") or before[0].argval not in arguments:
+            continue
+        name = str(before[0].argval)
+        if any(i.opname == "STORE_FAST" and i.argval == name for i in instructions[:at]):
+            continue
+        for axis, target in enumerate(instructions[at + 1 : at + 1 + int(instruction.argval)]):
+            if target.opname == "STORE_FAST" and stored.count(str(target.argval)) == 1:
+                found[str(target.argval)] = arguments.index(name), axis
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _locals_in_statement(code: CodeType, last: int) -> tuple[str, ...]:
+    return _read_in_statement(code, last, ("LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_DEREF"))
+
+
+@lru_cache(maxsize=4096)
+def _named_in_statement(code: CodeType, last: int) -> tuple[str, ...]:
+    return _read_in_statement(code, last, ("LOAD_ATTR", "LOAD_METHOD"))
+
+
+def _read_in_statement(code: CodeType, last: int, loads: Sequence[str]) -> tuple[str, ...]:
+    """Names, in order, that these instructions read in the statement around the one at offset ``last``; on 3.10 in its line."""
+    instructions = list(dis.get_instructions(code))
+    reading = [i for i in instructions if i.opname in loads]
+    if sys.version_info >= (3, 11):
+        running = [i.positions for i in instructions if i.offset <= last]  # ``last`` may lie in the cache behind an instruction
+        here = running[-1] if running else None
+        if here is None or here.lineno is None or here.end_lineno is None:
+            return ()
+        lines = range(here.lineno, here.end_lineno + 1)
+        return tuple(i.argval for i in reading if i.positions is not None and i.positions.lineno in lines)
+    line_of: dict[int, int] = {}
+    line = code.co_firstlineno
+    for instruction in instructions:
+        line = instruction.starts_line or line
+        line_of[instruction.offset] = line
+    return tuple(i.argval for i in reading if line_of[i.offset] == line_of.get(last))
 
 
 def _frames() -> Iterator[FrameType]:
@@ -139,23 +211,3 @@ def _owner(frame: FrameType, paths: Mapping[int, str]) -> nn.Module | None:
     if not isinstance(first, nn.Module) or id(first) not in paths:
         return None
     return first
-
-
-@lru_cache(maxsize=4096)
-def _named_in_statement(code: CodeType, last: int) -> tuple[str, ...]:
-    """Attributes, in order, read by the statement around the instruction at offset ``last``; on Python 3.10 by its line."""
-    instructions = list(dis.get_instructions(code))
-    loads = [i for i in instructions if i.opname in ("LOAD_ATTR", "LOAD_METHOD")]
-    if sys.version_info >= (3, 11):
-        running = [i.positions for i in instructions if i.offset <= last]  # ``last`` may lie in the cache behind an instruction
-        here = running[-1] if running else None
-        if here is None or here.lineno is None or here.end_lineno is None:
-            return ()
-        lines = range(here.lineno, here.end_lineno + 1)
-        return tuple(i.argval for i in loads if i.positions is not None and i.positions.lineno in lines)
-    line_of: dict[int, int] = {}
-    line = code.co_firstlineno
-    for instruction in instructions:
-        line = instruction.starts_line or line
-        line_of[instruction.offset] = line
-    return tuple(i.argval for i in loads if line_of[i.offset] == line_of.get(last))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.graph.held import Held, held_widths
+from prunus.graph.held import Held, held_widths, widths_of_arguments
 from prunus.graph.labels import LabelField, LabelVector
 from prunus.types import Role
 
@@ -159,6 +159,18 @@ class OpCall:
         found = held_widths(self.tracer.paths, vectors, sizes, at)
         self.tracer.held += [held for several in found for held in several]
         return found
+
+    def count_like_input(self, labels: LabelVector) -> None:
+        """The size of this axis may be a number that the program read from the shape of what its module was given: then both
+        axes must keep the same number of channels."""
+        tracer = self.tracer
+        places = widths_of_arguments(tracer.paths, len(labels)) if tracer.arguments else []
+        given = [(tracer.arguments[-1][i], axis) for i, axis in places if i < len(tracer.arguments[-1])]
+        others = [field.axes[axis] for field, axis in given if axis in field.axes]
+        if others and not bool((others[0] < 0).any() or (labels < 0).any()):
+            tracer.splits.append((np.concatenate([others[0], labels]), 2))
+        elif given:
+            self.freeze(labels, "as wide as what the module is given, whose width is fixed,")
 
     # -- words for messages
 

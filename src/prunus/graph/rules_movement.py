@@ -42,7 +42,10 @@ def _hold_sizes(op: OpCall, source: Tensor, axes: dict[int, LabelVector]) -> Non
     given: list[int] = list(op.args[1])
     explicit = {axis: labels for axis, labels in axes.items() if axis >= len(given) or given[axis] != -1}
     if explicit:
-        op.hold(*explicit.values(), sizes=sizes, at=list(explicit))
+        held = op.hold(*explicit.values(), sizes=sizes, at=list(explicit))
+        for labels, several in zip(explicit.values(), held, strict=True):
+            if not any(h.named for h in several):
+                op.count_like_input(labels)
     if op.field(source).axes:
         op.hold(*op.field(source).axes.values())
 
@@ -160,7 +163,8 @@ def _divide(op: OpCall, labels: LabelVector, parts: list[LabelVector], start: in
         held = op.hold(*parts, sizes=[len(p) for p in parts], at=range(len(parts)))
         own = [{h.key for h in several} for several in held]
         shared = sum(map(len, own)) > len(set[object]().union(*own))
-        independent = all(own) and not (equal and shared)
+        # all but one suffice: the last of several is often what the others leave (c - self.width)
+        independent = sum(map(bool, own)) >= len(parts) - 1 and not (equal and (shared or not all(own)))
         if not equal and op.func._schema.name == "aten::split" and all(own[:-1]):
             return None  # one width for all parts, and the last one takes what is left
     else:

@@ -24,11 +24,24 @@ def batch_norm(op: OpCall) -> None:
         op.mark(own, "scales" if i < 2 else "statistics")
     if len(op.args) > 2 and (op.args[1] is not None or op.args[2] is not None):
         op.tracer.norms.append(("batch_norm", _name(op, op.args[1]), _name(op, op.args[2])))
+    if _uses_own_statistics(op):
+        for axis, others in op.field(x).axes.items():
+            if axis != 1:
+                op.mix([(0, axis)], others, axis)
     for i, out in enumerate(op.outs):
         if i == 0:
             op.follow(x, out)
         else:
             op.set(out, {0: labels} if labels is not None and out.shape == (len(labels),) else {})
+
+
+def _uses_own_statistics(op: OpCall) -> bool:
+    """Whether mean and variance are those of the input: channels that lie on its other axes (weights that are standardised
+    through a batch norm) are mixed then."""
+    names = {argument.name for argument in op.func._schema.arguments}
+    if "training" in names:
+        return bool(op.argument("training"))
+    return "no_training" not in op.name and "no_update" not in op.name
 
 
 def _name(op: OpCall, tensor: Any) -> str | None:

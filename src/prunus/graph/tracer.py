@@ -75,6 +75,7 @@ class Tracer(TorchDispatchMode):
         self.dry = dry
         self.paths = {id(module): name for name, module in model.named_modules()}
         self.stack: list[str] = []
+        self.arguments: list[tuple[LabelField, ...]] = []
         self.last_entered = ""
         self.inputs: dict[int, LabelField] = {}
         self.keep_alive: list[Any] = []
@@ -205,12 +206,14 @@ class Tracer(TorchDispatchMode):
     def watching_modules(self) -> Generator[None]:
         """Keep `module_path` up to date; hooks also switch off fused fast paths that would hide operations."""
 
-        def enter(module: nn.Module, _: Any) -> None:
+        def enter(module: nn.Module, args: Any) -> None:
+            self.arguments.append(tuple(self.field(a) if isinstance(a, Tensor) else NO_LABELS for a in args))
             self.stack.append(self.paths.get(id(module), self.module_path))
             self.last_entered = self.stack[-1]
 
         def leave(module: nn.Module, _: Any, __: Any) -> None:
             self.stack.pop()
+            self.arguments.pop()
 
         hooks = (
             nn.modules.module.register_module_forward_pre_hook(enter),

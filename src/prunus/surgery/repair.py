@@ -112,6 +112,10 @@ _ATTRIBUTES: tuple[tuple[type[nn.Module], _AttributeRule], ...] = (
     (nn.RMSNorm, lambda _, s, __: {"normalized_shape": s["weight"]}),
     (nn.PReLU, lambda _, s, __: {"num_parameters": s["weight"][0]}),
     (nn.Embedding, lambda _, s, __: {"embedding_dim": s["weight"][1]}),
+    (nn.EmbeddingBag, lambda _, s, __: {"embedding_dim": s["weight"][1]}),
+    (nn.Bilinear, lambda _, s, __: dict(zip(("out_features", "in1_features", "in2_features"), s["weight"], strict=True))),
+    (nn.RNNBase, lambda _, s, __: {"input_size": s["weight_ih_l0"][1]}),
+    (nn.RNNCellBase, lambda _, s, __: {"input_size": s["weight_ih"][1]}),
 )
 
 

@@ -55,6 +55,7 @@ def _evaluate_on_kept(model: nn.Module, removed: Positions, units: Units) -> Non
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         tracer = KeptOnlyTracer(module, removed, units)
         tracer.add_inputs(tensors_in([args, kwargs]))
+        tracer.arguments.append(())
         tracer.stack.append("")  # this module was entered before the tracer could see it, and will be left under its eyes
         stack = ExitStack()
         stack.enter_context(tracer.watching_modules())
