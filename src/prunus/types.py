@@ -189,7 +189,8 @@ class Budget:
     """What the small network may cost; every given target must hold.
 
     A float in (0, 1] is the fraction that is kept; an int, or a string with a unit (``"120M"``, ``"1.5MB"``, ``"8ms"``), is
-    absolute. ``min_channels`` and ``max_pruning_ratio`` (share removed) keep every group alive; ``multiple_of`` asks for layer
+    absolute. ``min_channels`` and ``max_pruning_ratio`` (share removed) keep every group alive, but that with ``min_channels=0``
+    a residual or parallel branch may go as a whole (`ChannelGraph.emptiable`); ``multiple_of`` asks for layer
     widths the runtime likes. ``tolerance``: how far below a target the plan may stay before it is `BudgetNotMet`.
 
     Raises:
@@ -215,8 +216,8 @@ class Budget:
             self.limit(name, 1.0) if isinstance(amount, float) else self.limit(name, math.inf)
         if self.runtime not in RUNTIMES:
             raise InvalidBudget(f"runtime={self.runtime!r} is none of {', '.join(RUNTIMES)}")
-        if self.min_channels < 1 or self.multiple_of < 1:
-            raise InvalidBudget("min_channels and multiple_of must be at least 1")
+        if self.min_channels < 0 or self.multiple_of < 1:
+            raise InvalidBudget("min_channels must be at least 0 and multiple_of at least 1")
         if not 0 < self.max_pruning_ratio <= 1 or not 0 <= self.tolerance < 1:
             raise InvalidBudget("max_pruning_ratio must be in (0, 1] and tolerance in [0, 1)")
 
@@ -319,7 +320,8 @@ class PruningPlan:
 class ChannelGraph:
     """What `prunus.trace` found: groups of channels, the layers that cost, and what it could not follow.
 
-    ``notes`` are remarks for the user (a training-mode trace that failed, ...). Print it for a table.
+    ``notes`` are remarks for the user (a training-mode trace that failed, ...); ``held``, ``indices`` and ``units``: what surgery
+    must set, and how divided channels are cut; ``emptiable``: groups of branches that may go as a whole. Print it for a table.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -332,6 +334,7 @@ class ChannelGraph:
     held: tuple[HeldWidth, ...] = ()
     indices: tuple[HeldIndex, ...] = ()
     units: Units = Units()
+    emptiable: frozenset[str] = frozenset()
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:

@@ -90,7 +90,7 @@ def test_channel_numbers_are_counted_anew() -> None:
     [
         ('{"index": "order", "values": []}', "channel numbers of 'order' are malformed"),
         ('{"index": "order", "values": [-1]}', "channel numbers of 'order' are malformed"),
-        ('{"module": "", "attribute": "width", "value": 0}', "attribute 'width' has the value '0'"),
+        ('{"module": "", "attribute": "width", "value": -1}', "attribute 'width' has the value '-1'"),
         ('{"module": "", "attribute": "shape", "value": [-2, 4]}', "attribute 'shape' has the value"),
     ],
 )

@@ -49,7 +49,11 @@ class Widths:
                     "use macs or parameters"
                 )
         self.graph, self.budget, self._scored = graph, budget, set(scores.by_group)
-        self.groups = [_widths(g, scores.by_group[g.name], budget) for g in graph.prunable if g.name in scores.by_group]
+        self.groups = [
+            _widths(g, scores.by_group[g.name], budget, g.name in graph.emptiable)
+            for g in graph.prunable
+            if g.name in scores.by_group
+        ]
         self.groups = [g for g in self.groups if len(g.levels) > 1]
         if not self.groups:
             raise NothingPruned(_nothing(graph, scores))
@@ -169,11 +173,13 @@ class Widths:
         return PruningPlan(keep, self.graph.cost_model.cost(self.kept(levels)), {"allocator": allocator, "budget": targets})
 
 
-def _widths(group: ChannelGroup, scores: Tensor, budget: Budget) -> GroupWidths:
+def _widths(group: ChannelGroup, scores: Tensor, budget: Budget, may_go: bool) -> GroupWidths:
     n, factor = group.num_channels, group.width_factor
     floor = max(1, budget.min_channels, math.ceil(n * (1 - budget.max_pruning_ratio) - 1e-9))
     levels = [n] + [c for c in range(n - 1, min(floor, n) - 1, -1) if (c * factor) % budget.multiple_of == 0]
     order = torch.argsort(scores.double(), descending=True, stable=True)
+    if may_go and budget.min_channels == 0:
+        levels.append(0)
     return GroupWidths(group, levels, order, scores.double()[order])
 
 

@@ -83,7 +83,7 @@ def prune_command(
     argument: Arguments = None,
     keep: Keep = None,
     mixing: Annotated[str, typer.Option(help="allow or freeze groups whose statistics change with the width")] = "allow",
-    min_channels: Annotated[int, typer.Option(help="channels that every group keeps at least")] = 1,
+    min_channels: Annotated[int, typer.Option(help="channels that every group keeps at least; 0: a whole branch may go")] = 1,
     multiple_of: Annotated[int, typer.Option(help="layer widths are multiples of this")] = 1,
     max_pruning_ratio: Annotated[float, typer.Option(help="largest share that any group loses")] = 0.95,
     tolerance: Annotated[float, typer.Option(help="how far below the budget the plan may stay")] = 0.01,

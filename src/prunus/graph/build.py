@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from prunus.graph.balance import balance
+from prunus.graph.branches import EMPTIABLE, emptiable
 from prunus.graph.cost import ClosedFormCost, WidthTable
 from prunus.graph.labels import LabelSpace, LabelVector, named_tensors, resolve
 from prunus.graph.tracer import Tracer
@@ -73,7 +74,21 @@ def build_graph(
     cost = _cost(model, space, tracers[0], resolved, groups, batch)
     layers, held = _layers(tracers[0], resolved), _held(tracers, resolved, groups)
     indices = _indices(tracers, resolved)
-    return ChannelGraph(tuple(groups), layers, unsupported, fingerprint(model), cost, norms, tuple(notes), held, indices)
+    may = emptiable(
+        tracers, resolved.group, [i for i, g in enumerate(groups) if g.frozen_because is None and _removable(model, g)]
+    )
+    return ChannelGraph(
+        tuple(groups),
+        layers,
+        unsupported,
+        fingerprint(model),
+        cost,
+        norms,
+        tuple(notes),
+        held,
+        indices,
+        emptiable=frozenset(groups[i].name for i in may),
+    )
 
 
 def _roles(space: LabelSpace, tracers: list[Tracer]) -> list[set[Role]]:
@@ -208,6 +223,12 @@ def _held(tracers: list[Tracer], resolved: _Resolved, groups: list[ChannelGroup]
         fixed = len(held.labels) - sum(map(len, slots.values()))
         found[key] = HeldWidth(held.module, held.attribute, held.item, slots, fixed, held.named)
     return tuple(found.values())
+
+
+def _removable(model: nn.Module, group: ChannelGroup) -> bool:
+    """Whether the layers of a group can do without it."""
+    paths = {m.parameter_axis.parameter.rpartition(".")[0] for m in group.members}
+    return not group.mixing and all(type(model.get_submodule(path)) in EMPTIABLE for path in paths)
 
 
 def _indices(tracers: list[Tracer], resolved: _Resolved) -> tuple[HeldIndex, ...]:

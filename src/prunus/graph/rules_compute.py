@@ -178,7 +178,8 @@ def _product(
     others = [v for axis, v in axes.items() if axis != out.ndim - 1 or free[1] is None]
     factor = math.prod(out.shape) / n / math.prod(len(v) for v in others)
     reads = k_b if k_b is not None else k_a if k_a is not None else k
-    op.tracer.add_layer(op, "matrix product", (reads, columns if columns is not None else n, *others), (), 1, factor)
+    widths = (reads, columns if columns is not None else n, *others)
+    op.tracer.add_layer(op, "matrix product", widths, (), 1, factor, weight_b or field_a.parametric)
 
 
 def _contract(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunus.errors import UnknownName, UnsupportedNetwork
 from prunus.graph.as_found import as_found
+from prunus.graph.branches import OUTPUT
 from prunus.graph.build import build_graph
 from prunus.graph.dry_run import ValuesNeeded
 from prunus.graph.labels import LabelSpace
@@ -204,7 +205,7 @@ def _run(model: nn.Module, inputs: Any, space: LabelSpace, forward_fn: ForwardFn
     tracer.freeze_numbered(leaves, "the number of a channel is the network's output")
     for leaf in leaves:
         for labels in tracer.field(leaf).axes.values():
-            tracer.frozen.append((labels, "it is the network's output"))
+            tracer.frozen.append((labels, OUTPUT))
     return tracer
 
 

@@ -50,9 +50,18 @@ class LayerCall:
     """A convolution or matrix product as the tracer met it, labels not yet resolved."""
 
     def __init__(
-        self, name: str, kind: str, widths: Sequence[Any], kernel: tuple[int, ...], groups: int, out: Tensor, factor: float
+        self,
+        name: str,
+        kind: str,
+        widths: Sequence[Any],
+        kernel: tuple[int, ...],
+        groups: int,
+        out: Tensor,
+        factor: float,
+        weighted: bool,
     ) -> None:
         self.name, self.kind, self.kernel, self.groups, self.factor = name, kind, kernel, groups, factor
+        self.weighted = weighted
         self.reads, self.writes, *self.others = widths
         self.output_size = tuple(out.shape)
 
@@ -147,10 +156,20 @@ class Tracer(TorchDispatchMode):
         self.heads.add(self.module_path)
 
     def add_layer(
-        self, op: OpCall, kind: str, widths: Sequence[Any], kernel: tuple[int, ...], groups: int, factor: float
+        self,
+        op: OpCall,
+        kind: str,
+        widths: Sequence[Any],
+        kernel: tuple[int, ...],
+        groups: int,
+        factor: float,
+        weighted: bool = True,
     ) -> None:
-        """A call that costs ``factor`` x width(reads) x width(writes) (x the width of any other labelled axis) multiply-adds."""
-        self.layers.append(LayerCall(self.module_path, kind, widths, kernel, groups, op.outs[0], factor))
+        """A call that costs ``factor`` x width(reads) x width(writes) (x the width of any other labelled axis) multiply-adds.
+
+        ``weighted``: one of the two is a weight, not both activations.
+        """
+        self.layers.append(LayerCall(self.module_path, kind, widths, kernel, groups, op.outs[0], factor, weighted))
 
     @property
     def module_path(self) -> str:

@@ -152,9 +152,9 @@ def _read_edit(item: Mapping[str, Any]) -> Edit:
     if "slice" in item:
         size, axis, kept = item["size"], item["axis"], cast("list[Any]", item["kept"])
         integers = all(type(n) is int for n in (size, axis, *kept))
-        if not (integers and 0 <= axis < 8 and 0 < len(kept) <= size <= _MOST_INDICES):
+        if not (integers and 0 <= axis < 8 and len(kept) <= size and 0 < size <= _MOST_INDICES):
             raise ValueError(f"slice of {str(item['slice'])!r} is malformed")
-        if any(b <= a for a, b in zip([-1, *kept], kept, strict=False)) or kept[-1] >= size:
+        if any(b <= a for a, b in zip([-1, *kept], kept, strict=False)) or (kept and kept[-1] >= size):
             raise ValueError(f"indices of {str(item['slice'])!r} are not ascending within 0..{size - 1}")
         return SliceEdit(str(item["slice"]), axis, torch.tensor(kept, dtype=torch.int64), size)
     if "index" in item:
@@ -164,7 +164,7 @@ def _read_edit(item: Mapping[str, Any]) -> Edit:
         return IndexEdit(str(item["index"]), torch.tensor(values, dtype=torch.int64))
     value = item["value"]
     numbers = cast("list[Any]", value if isinstance(value, list) else [value])
-    least = -1 if isinstance(value, list) else 1  # a sequence may hold more than widths: (-1, 64)
+    least = -1 if isinstance(value, list) else 0  # a sequence may hold more than widths: (-1, 64)
     if not all(type(n) is int and least <= n <= _MOST_INDICES for n in numbers):
         raise ValueError(f"attribute {str(item['attribute'])!r} has the value {str(value)[:80]!r}")
     new = tuple(numbers) if isinstance(value, list) else numbers[0]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunus.errors import ArtifactError, NothingPruned, UnknownName, UnsupportedNetwork
 from prunus.graph.build import fingerprint
 from prunus.graph.labels import named_tensors
+from prunus.surgery.emptied import replace_emptied
 from prunus.surgery.record import AttributeEdit, IndexEdit, SliceEdit, SurgeryRecord, current_versions
 from prunus.surgery.repair import attribute_edits, fits, index_edits, set_attribute
 from prunus.types import ChannelGraph, PruningPlan
@@ -70,8 +71,11 @@ def removed_positions(graph: ChannelGraph, plan: PruningPlan, roles: tuple[str, 
             continue
         if group.frozen_because is not None:
             raise UnknownName(f"the plan prunes group `{name}`, which is frozen: {group.frozen_because}")
-        if len(keep) != group.num_channels or not bool(keep.any()):
-            raise UnsupportedNetwork(f"the plan for group `{name}` must keep at least one of its {group.num_channels} channels")
+        if len(keep) != group.num_channels or not (bool(keep.any()) or name in graph.emptiable):
+            raise UnsupportedNetwork(
+                f"the plan for group `{name}` must keep at least one of its {group.num_channels} channels: "
+                "no other way leads around it"
+            )
         for member in group.members:
             where = member.parameter_axis
             if not roles or where.role in roles:
@@ -130,6 +134,7 @@ def _rebuild(
         module = small.get_submodule(path)
         for attribute, value in values.items():
             set_attribute(module, attribute, value)
+    replace_emptied(small)
     if optimizer is not None:
         _move_optimizer(optimizer, model, moved, kept)
     if averaged is not None:
@@ -214,3 +219,4 @@ def _slice_ema(averaged: nn.Module, record: SurgeryRecord) -> None:
     for path, values in record.attributes.items():
         for attribute, value in values.items():
             set_attribute(averaged.get_submodule(path), attribute, value)
+    replace_emptied(averaged)

@@ -1,0 +1,79 @@
+"""Which groups may lose all their channels: those of branches around which another way leads to every output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from prunus.graph.labels import LabelVector
+from prunus.graph.tracer import LayerCall, Tracer
+
+OUTPUT = "it is the network's output"
+EMPTIABLE: tuple[type[nn.Module], ...] = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+)
+"""Exactly these: a subclass may compute something else."""
+
+
+class _Step(NamedTuple):
+    """A weighted layer as a step from the groups it reads to those it writes; a source reads the network's input."""
+
+    reads: frozenset[int]
+    writes: frozenset[int]
+    source: bool
+
+
+def emptiable(tracers: Sequence[Tracer], group_of: npt.NDArray[np.int64], candidates: Sequence[int]) -> frozenset[int]:
+    """The candidates (indices of groups) that may be emptied, all of them at once: every output can still be reached.
+
+    Taken in order, so that of parallel branches the last one stays.
+    """
+    found: set[int] = set()
+    steps = [[step for call in tracer.layers if (step := _step(call, group_of)) is not None] for tracer in tracers]
+    outputs = {g for t in tracers for labels, why in t.frozen if why == OUTPUT for g in _groups(labels, group_of)}
+    wanted = [outputs & _reached(several, set()) for several in steps]
+    if not all(wanted):
+        return frozenset()
+    for group in candidates:
+        trial = found | {group}
+        if all(ends <= _reached(several, trial) for ends, several in zip(wanted, steps, strict=True)):
+            found = trial
+    return frozenset(found)
+
+
+def _step(call: LayerCall, group_of: npt.NDArray[np.int64]) -> _Step | None:
+    if not call.weighted:
+        return None
+    reads, writes = (_groups(width, group_of) for width in (call.reads, call.writes))
+    if call.groups > 1 and not reads:
+        return None  # every channel is filtered by itself: nothing new is reached
+    return _Step(reads, writes, not reads)
+
+
+def _groups(labels: LabelVector | int, group_of: npt.NDArray[np.int64]) -> frozenset[int]:
+    if isinstance(labels, int):
+        return frozenset()
+    groups = group_of[labels[labels >= 0]]
+    return frozenset(np.unique(groups[groups >= 0]).tolist())
+
+
+def _reached(steps: Sequence[_Step], emptied: set[int]) -> set[int]:
+    """Groups that still depend on the network's input, in the order of execution."""
+    reached: set[int] = set()
+    for step in steps:
+        if step.source or step.reads & reached - emptied:
+            reached |= step.writes - emptied
+    return reached
