@@ -114,6 +114,7 @@ class PruneConfig(_Section):
     )
     keep: tuple[str, ...] = Field((), description="module or parameter names, or globs, that are never pruned")
     mixing: Literal["allow", "freeze"] = Field("allow", description="groups whose statistics change with the width")
+    whole_groups: bool = Field(False, description="grouped layers lose whole groups instead of the same slots of every group")
     min_channels: int = Field(1, ge=0, description="channels that every group keeps at least; 0: a whole branch may go")
     multiple_of: int = Field(1, ge=1, description="layer widths are multiples of this")
     max_pruning_ratio: float = Field(0.95, gt=0, le=1, description="largest share that any group loses")

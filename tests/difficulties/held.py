@@ -85,6 +85,34 @@ class _OwnDepthwise(nn.Module):
         return F.conv2d(x, self.weight, padding=1, groups=self.channels)
 
 
+class _LikeItsInput(nn.Module):
+    """Reads a number from the shape of its input, and uses it for a tensor of another width that is as large by construction."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        y = F.relu(self.inner(x)).permute(0, 2, 3, 1).reshape(b, h * w, c)
+        return self.outer(y.transpose(1, 2).reshape(b, c, h, w))
+
+
+class _Update(nn.Module):
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.width, self.body = width, conv(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x))
+
+
+def _held_by_a_part(m: Any, x: Tensor) -> Tensor:
+    y = F.relu(m.stem(x))
+    state, context = torch.split(y, [m.update.width, y.shape[1] - m.update.width], 1)
+    return m.head(torch.cat([m.update(state), context], 1))
+
+
 class _Permuted(nn.Module):
     """Channels in the order that a buffer gives; `twice` uses the same buffer for two tensors."""
 
@@ -222,6 +250,25 @@ NETS = [
         "held width of an expansion",
         lambda: Program(_expanded, stem=conv(3, 6), head=conv(6, 2), scale=nn.Parameter(torch.rand(1, 1, 1, 1) + 1), width=6),
         {"stem": G(6, "stem.weight/0 stem.bias/0", "head.weight/1"), "head": HEAD},
+    ),
+    Net(  # the inner width must stay as large as the input's: one of each goes together
+        "width read from the shape of the input",
+        lambda: nn.Sequential(conv(3, 6), nn.ReLU(), _LikeItsInput(6), nn.ReLU(), conv(6, 2)),
+        {
+            "0": G(6, "0.weight/0 0.bias/0 2.inner.weight/0 2.inner.bias/0", "2.inner.weight/1 2.outer.weight/1"),
+            "2.outer": G(6, "2.outer.weight/0 2.outer.bias/0", "4.weight/1"),
+            "4": G(2, "4.weight/0 4.bias/0", frozen=OUTPUT),
+        },
+    ),
+    Net(
+        "width held by a part of the module",
+        lambda: Program(_held_by_a_part, stem=conv(3, 8), update=_Update(3, 4), head=conv(9, 2)),
+        {
+            "stem": G(3, "stem.weight/0 stem.bias/0", "update.body.weight/1"),
+            "stem#2": G(5, "stem.weight/0 stem.bias/0", "head.weight/1"),
+            "update.body": G(4, "update.body.weight/0 update.body.bias/0", "head.weight/1"),
+            "head": HEAD,
+        },
     ),
     Net(
         "channel numbers in a buffer",

@@ -31,6 +31,7 @@ Arguments = Annotated[
     list[str] | None, typer.Option("--argument", help="NAME=VALUE for the network's constructor; may be repeated")
 ]
 Keep = Annotated[list[str] | None, typer.Option(help="module or parameter name, or glob, that is never pruned; may be repeated")]
+WholeGroups = Annotated[bool, typer.Option(help="grouped layers lose whole groups, not the same slots of every group")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 Data = Annotated[
     str | None, typer.Option(help="digits, folder:PATH, cifar10:PATH, fashion-mnist:PATH, elpv, or path/to/file.py:function")
@@ -48,11 +49,12 @@ def inspect(
     argument: Arguments = None,
     keep: Keep = None,
     mixing: Annotated[str, typer.Option(help="allow or freeze groups whose statistics change with the width")] = "allow",
+    whole_groups: WholeGroups = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the channel groups of a network: what can be pruned, what is frozen and why, MACs and parameters."""
     network = _network(model, weights, num_classes, None, argument)
-    graph = trace(network, _random_input(model, input_shape), keep or (), cast(Any, mixing))
+    graph = trace(network, _random_input(model, input_shape), keep or (), cast(Any, mixing), whole_groups=whole_groups)
     if as_json:
         print(json.dumps(graph_json(graph), indent=2))
         return
@@ -83,6 +85,7 @@ def prune_command(
     argument: Arguments = None,
     keep: Keep = None,
     mixing: Annotated[str, typer.Option(help="allow or freeze groups whose statistics change with the width")] = "allow",
+    whole_groups: WholeGroups = False,
     min_channels: Annotated[int, typer.Option(help="channels that every group keeps at least; 0: a whole branch may go")] = 1,
     multiple_of: Annotated[int, typer.Option(help="layer widths are multiples of this")] = 1,
     max_pruning_ratio: Annotated[float, typer.Option(help="largest share that any group loses")] = 0.95,
@@ -120,6 +123,7 @@ def prune_command(
             allocator,
             keep or (),
             mixing=cast(Any, mixing),
+            whole_groups=whole_groups,
             batches=batches,
             seed=seed,  # pyright: ignore[reportArgumentType]
         )

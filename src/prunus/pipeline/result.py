@@ -54,7 +54,9 @@ def assemble(
             "weights": recipe.model.weights,
             "data": recipe.data.source,
             "seed": recipe.seed,
-            **recipe.prune.model_dump(mode="json", include={"criterion", "allocator", "budget", "mixing", "keep"}),
+            **recipe.prune.model_dump(
+                mode="json", include={"criterion", "allocator", "budget", "mixing", "whole_groups", "keep"}
+            ),
             "rounds": rounds,
         },
         "data": _data_row(recipe, data),
@@ -68,6 +70,7 @@ def assemble(
             "after": network_row(Cost(**last["after"]), out / "small.prunus", export["latency"]["after"]),
         },
         "groups": group_rows(graph, record, frozen),
+        "repaired": list(record.repaired),
         "unsupported_ops": dict(graph.unsupported_ops),
         "notes": [*data.notes, *graph.notes, *(note for r in results.values() for note in r.get("notes", []))],
         "verification": max((r["verification"] for r in prunes), key=lambda v: v["max_error"]),

@@ -125,7 +125,8 @@ class _Run:
         self.latest = leaves
 
     def _trace(self, model: nn.Module) -> ChannelGraph:
-        return trace(model, self.examples, self.recipe.prune.keep, self.recipe.prune.mixing, self.trainer.forward_fn)
+        asked = self.recipe.prune
+        return trace(model, self.examples, asked.keep, asked.mixing, self.trainer.forward_fn, whole_groups=asked.whole_groups)
 
     def _base(self) -> nn.Module:
         return self.networks.load(self.stages, "base")[0]
@@ -177,6 +178,7 @@ class _Run:
             allocator=asked.allocator,
             keep=settings.keep,
             mixing=settings.mixing,
+            whole_groups=settings.whole_groups,
             forward_fn=self.trainer.forward_fn,
             seed=self.recipe.seed,
             **settings.criterion_options,

@@ -162,6 +162,9 @@ def exactness(result: Result) -> str:
     if mixing:
         which = "1 mixing group" if mixing == 1 else f"{mixing} mixing groups"
         text += f" In {which}, where a layer computes statistics over channels, the reference computes them over the kept ones."
+    if repaired := result.get("repaired"):
+        names = ", ".join(f"<code>{escape(name)}</code>" for name in repaired[:8]) + (", ..." if len(repaired) > 8 else "")
+        text += f" Widths that the network's own code holds were set to what is left: {names}."
     detail = f'<p class="note">{escape(check["detail"])}</p>' if check["detail"] else ""
     figure = f'<p class="figure">{error(check["max_error"])} <small>of {error(check["tolerance"])} allowed</small> {verdict}</p>'
     return f"{figure}<p>{text}</p>{detail}"
