@@ -184,6 +184,9 @@ def network_row(cost: Cost, file: Path, latency: dict[str, Any]) -> dict[str, An
     }
 
 
+_ASKED = {"criterion", "allocator", "budget", "mixing", "whole_groups", "keep"}
+
+
 def group_rows(graph: ChannelGraph, record: SurgeryRecord, frozen: dict[str, str]) -> list[dict[str, Any]]:
     """Every group's width before and after, with the reason if it is frozen, in the order of the network."""
     return [
