@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from difficulties import convolutions, held, movement, programs, statistics
+from difficulties import attention, convolutions, held, movement, programs, selection, sequence, statistics, vision
 from difficulties.network import G, Net, Program, conv, conv_bn, image
 from prunus.types import ChannelGraph, PruningPlan
 
 __all__ = ["EXACT", "FROZEN", "NETS", "REFUSED", "G", "Net", "Program", "conv", "conv_bn", "image", "random_plan", "residual"]
 
-NETS = {net.name: net for family in (convolutions, movement, statistics, programs, held) for net in family.NETS}
+_FAMILIES = (convolutions, movement, statistics, programs, held, attention, sequence, selection, vision)
+NETS = {net.name: net for family in _FAMILIES for net in family.NETS}
 EXACT = [name for name, net in NETS.items() if net.outcome == "exact"]
 REFUSED = [name for name, net in NETS.items() if net.outcome == "refused"]
 FROZEN = [name for name, net in NETS.items() if net.outcome == "frozen"]

@@ -30,6 +30,8 @@ def shape_only(func: Any, args: tuple[Any, ...]) -> Any:
         return _convolution(args)
     if func is aten.native_batch_norm.default:
         return _batch_norm(args)
+    if func is aten._scaled_dot_product_flash_attention_for_cpu.default:
+        return _attention(args)
     if _writes_values_only(func):
         return args[0]
     if func in (aten.addmm.default, aten.baddbmm.default):
@@ -53,6 +55,11 @@ def _batch_norm(args: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
     x, training = args[0], args[5]
     saved = x.new_zeros(x.shape[1] if training else 0)
     return torch.zeros_like(x), saved, saved.clone()
+
+
+def _attention(args: tuple[Any, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The result, laid out in memory as the queries are, and the logarithm of the sums."""
+    return torch.zeros_like(args[0]), args[0].new_zeros(args[0].shape[:-1])
 
 
 def _convolution(args: tuple[Any, ...]) -> torch.Tensor | None:

@@ -50,6 +50,8 @@ def _meet(op: OpCall, operands: list[Tensor], out: Tensor, axis: int, fixed: dic
                 fixed.setdefault(axis, reasons[own])
         else:
             found = labels if found is None else op.unify(found, labels)
+    if found is not None and any(t.ndim == out.ndim and t.shape[axis] > 1 and t.stride(axis) == 0 for t in operands):
+        op.hold(found)  # a tensor that was expanded to this width, perhaps by a number that a module holds
     if found is None or not is_fixed:
         return found
     if axis in fixed:
