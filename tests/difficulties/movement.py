@@ -179,6 +179,16 @@ NETS = [
         {"stem": G(6, "stem.weight/0 stem.bias/0", "head.weight/1", frozen="a single channel is selected"), "head": HEAD},
         outcome="frozen",
     ),
+    Net(  # the rows of the table are picked by number, its columns are channels
+        "a row of a table of scales",
+        lambda: Program(
+            lambda m, x: m.head(m.stem(x) * torch.sigmoid(m.alpha).view(2, -1, 1, 1)[0]),
+            stem=conv(3, 6),
+            alpha=nn.Parameter(torch.rand(2, 6)),
+            head=conv(6, 2),
+        ),
+        {"stem": G(6, "stem.weight/0 stem.bias/0", "head.weight/1", scales="alpha/1"), "head": HEAD},
+    ),
     Net(  # the buffer's numbers are rewritten
         "index by buffer",
         _index_by_buffer,

@@ -15,6 +15,14 @@ from difficulties.network import G, Net, Program, conv, conv_bn
 STEM = G(8, "stem.weight/0 stem.bias/0", "head.weight/1", mixing=True)
 
 
+def _group_deviation(m: Any, x: Tensor) -> Tensor:
+    y = m.stem(x)
+    b, c, h, w = y.shape
+    parts = y.reshape(b, 2, -1)
+    deviation = (parts.var(2, keepdim=True) + 1).sqrt().expand(parts.shape).reshape(b, c, h, w)
+    return m.head(y / deviation)
+
+
 def _along_channels(m: Any, x: Tensor) -> Tensor:
     y = m.stem(x)
     gate = m.along(y.mean((2, 3)).unsqueeze(1)).sigmoid().squeeze(1)
@@ -156,6 +164,11 @@ NETS = [
         "layer norm without parameters",
         lambda: Program(_channels_last_norm, stem=conv(3, 8), norm=nn.LayerNorm(8, elementwise_affine=False), head=conv(8, 2)),
         {"stem": STEM, "head": HEAD},
+    ),
+    Net(  # EvoNorm: the deviation of a group, spread over its channels again
+        "deviation of a group of channels",
+        lambda: Program(_group_deviation, stem=conv(3, 8), head=conv(8, 2)),
+        {"stem": G(4, "stem.weight/0 stem.bias/0", "head.weight/1", mixing=True), "head": HEAD},
     ),
     Net(  # efficient channel attention: a convolution slides along the pooled channels, so that neighbours are mixed
         "convolution along the channels",

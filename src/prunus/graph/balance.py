@@ -6,6 +6,7 @@ are uneven by themselves are tied into the smallest even sets that a greedy matc
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,12 +19,24 @@ Ints = npt.NDArray[np.int64]
 
 def balance(classes: Ints, splits: Sequence[tuple[LabelVector, int]]) -> Ints:
     """Merge classes until each (labels, parts) split keeps equal parts whatever classes are removed: int64 like ``classes``."""
+    if not splits:
+        return classes
+    merged_into = np.arange(int(classes.max(initial=-1)) + 1)  # of each class; followed to its end
     for labels, parts in splits:
-        table = np.where(labels >= 0, classes[labels], -1).reshape(parts, -1)
-        for merged in uneven_sets(table) if parts == 2 else _same_slots(table):
-            real = merged[merged >= 0]
-            classes = np.where(np.isin(classes, real), real[0] if len(real) else -1, classes)
-    return classes
+        table = np.where(labels >= 0, _merged(merged_into, classes[labels]), -1).reshape(parts, -1)
+        for together in uneven_sets(table) if parts == 2 else _same_slots(table):
+            real = _merged(merged_into, together[together >= 0])  # sets of one split may overlap
+            merged_into[real] = real.min(initial=len(merged_into))
+    return _merged(merged_into, classes)
+
+
+def _merged(merged_into: Ints, classes: Ints) -> Ints:
+    """The classes that these have become; shortens the way for the next time."""
+    found = merged_into[classes]
+    while not np.array_equal(further := merged_into[found], found):
+        found = further
+    merged_into[classes] = found
+    return found
 
 
 def uneven_sets(table: Ints) -> list[Ints]:
@@ -33,14 +46,13 @@ def uneven_sets(table: Ints) -> list[Ints]:
     surplus = counts[0] - counts[1]
     order = np.argsort(first)  # classes as they appear, so that neighbours stay apart and the result is deterministic
     sets: list[Ints] = []
-    leftover: list[int] = []
-    waiting: dict[int, list[int]] = {}
-    for i in order[surplus[order] != 0]:
+    waiting: dict[int, deque[int]] = {}
+    for i in order[surplus[order] != 0].tolist():
         opposite = waiting.get(-int(surplus[i]))
         if opposite:
-            sets.append(names[[opposite.pop(0), i]])
+            sets.append(names[[opposite.popleft(), i]])
         else:
-            waiting.setdefault(int(surplus[i]), []).append(int(i))
+            waiting.setdefault(int(surplus[i]), deque()).append(i)
     leftover = [i for several in waiting.values() for i in several]
     return sets + _zero_sums(leftover, surplus, names)
 
@@ -50,12 +62,15 @@ def _zero_sums(leftover: list[int], surplus: Ints, names: Ints) -> list[Ints]:
     sets: list[Ints] = []
     gathered: list[int] = []
     total = 0
-    rest = sorted(leftover, key=lambda i: -abs(int(surplus[i])))
-    while rest:
-        nearest = next((i for i in rest if total * int(surplus[i]) < 0 or total == 0), rest[0])
-        rest.remove(nearest)
-        gathered.append(nearest)
-        total += int(surplus[nearest])
+    largest_first = sorted(leftover, key=lambda i: -abs(int(surplus[i])))
+    more, fewer = (deque(i for i in largest_first if sign * surplus[i] > 0) for sign in (1, -1))
+    while more or fewer:
+        if total == 0 and more and fewer:
+            source = more if abs(surplus[more[0]]) >= abs(surplus[fewer[0]]) else fewer
+        else:
+            source = (more or fewer) if total <= 0 else (fewer or more)
+        gathered.append(source.popleft())
+        total += int(surplus[gathered[-1]])
         if total == 0:
             sets.append(names[gathered])
             gathered = []
@@ -64,4 +79,4 @@ def _zero_sums(leftover: list[int], surplus: Ints, names: Ints) -> list[Ints]:
 
 def _same_slots(table: Ints) -> list[Ints]:
     """More than two parts: the parts lose the same slots."""
-    return [np.unique(column) for column in table.T if len(np.unique(column)) > 1]
+    return list(table.T[(table != table[0]).any(axis=0)])

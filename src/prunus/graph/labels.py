@@ -23,12 +23,14 @@ LabelVector = npt.NDArray[np.int64]
 class LabelField(NamedTuple):
     """Labels of a tensor, an entry for each axis along which they vary; ``parametric`` if it is computed from parameters only;
     ``fixed``: why an axis that lost its labels can't change, so that whatever meets it later is frozen for the same reason;
-    ``numbers``: channels whose numbers are the tensor's values (argmax), which a removal would change."""
+    ``numbers``: channels whose numbers are the tensor's values (argmax), which a removal would change; ``free``: axes along which
+    one value was repeated to a size that the program most likely read from another tensor, so that they follow what they meet."""
 
     axes: dict[int, LabelVector]
     parametric: bool
     fixed: Mapping[int, str] = MappingProxyType({})
     numbers: tuple[LabelVector, ...] = ()
+    free: frozenset[int] = frozenset()
 
 
 class AxisRange(NamedTuple):

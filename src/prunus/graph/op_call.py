@@ -72,12 +72,19 @@ class OpCall:
             parametric = all(self.field(t).parametric for t in self.tensors)
         self.tracer.set_field(tensor, LabelField({a: v for a, v in axes.items() if len(v) > 1}, parametric, fixed or {}))
 
+    def set_free(self, tensor: Tensor, axes: frozenset[int]) -> None:
+        """These axes repeat one value; see `LabelField.free`."""
+        if axes:
+            self.tracer.set_field(tensor, self.field(tensor)._replace(free=axes))
+
     def follow(self, source: Tensor, out: Tensor | None = None) -> None:
         """The result (each result) carries the labels of ``source``, axis for axis."""
         field = self.field(source)
         for target in [out] if out is not None else self.outs:
             axes = {a: v for a, v in field.axes.items() if a < target.ndim and target.shape[a] == len(v)}
             self.set(target, axes, fixed=field.fixed if target.shape == source.shape else None)
+            if target.shape == source.shape:
+                self.set_free(target, field.free)
 
     # -- saying what happens to channels
 

@@ -30,6 +30,14 @@ def pointwise(op: OpCall) -> None:
         if is_mutating(op.func):
             _written_into_view(op, tensors[0], op.field(tensors[0]).axes, axes)
         op.set(out, axes, fixed=fixed)
+        op.set_free(out, frozenset(axis for axis in range(out.ndim) if axis not in axes and _free(op, operands, out, axis)))
+
+
+def _free(op: OpCall, operands: list[Tensor], out: Tensor, axis: int) -> bool:
+    """Whether every operand that extends along this axis is free there, and one does."""
+    own = [(t, axis - (out.ndim - t.ndim)) for t in operands]
+    extending = [own_axis in op.field(t).free for t, own_axis in own if own_axis >= 0 and t.shape[own_axis] > 1]
+    return bool(extending) and all(extending)
 
 
 def _meet(op: OpCall, operands: list[Tensor], out: Tensor, axis: int, fixed: dict[int, str]) -> LabelVector | None:
@@ -41,7 +49,7 @@ def _meet(op: OpCall, operands: list[Tensor], out: Tensor, axis: int, fixed: dic
     is_fixed = False
     for tensor in operands:
         own = axis - (out.ndim - tensor.ndim)
-        if own < 0 or tensor.shape[own] == 1 or tensor.stride(own) == 0:
+        if own < 0 or tensor.shape[own] == 1 or tensor.stride(own) == 0 or own in op.field(tensor).free:
             continue  # one entry, or one that was expanded to the width of what it meets
         labels = op.labels(tensor, own)
         if labels is None:

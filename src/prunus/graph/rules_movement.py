@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ from prunus.graph.labels import LabelVector
 from prunus.graph.op_call import OpCall
 
 
-def replay(op: OpCall) -> None:
-    """Run the operation on the labels of each axis, and see along which axes of the result they vary."""
+def replay(op: OpCall, without: Collection[int] = ()) -> None:
+    """Run the operation on the labels of each axis (but those of ``without``): along which axes of the result do they vary?"""
     source = op.tensors[0] if op.tensors else None
     if source is None:
         return
     results: list[dict[int, LabelVector]] = [{} for _ in op.outs]
     for axis, labels in op.field(source).axes.items():
+        if axis in without:
+            continue
         for i, moved in enumerate(_run_on_labels(op, source, axis, labels)):
             if moved.ndim == 0 or moved.shape != op.outs[i].shape:
                 op.freeze(labels, "moved in a way that labels can't follow")
@@ -32,8 +35,33 @@ def replay(op: OpCall) -> None:
                     results[i][out_axis] = vector
     for out, axes in zip(op.outs, results, strict=True):
         op.set(out, axes, fixed=_still_fixed(op, source, out))
+        op.set_free(out, _free_axes(op, source, out) - axes.keys())
     if op.func._schema.name in _SIZED:
         _hold_sizes(op, source, results[0])
+
+
+_REPEATING = {f"aten::{name}" for name in ("expand", "expand_copy", "repeat")}
+
+
+def _free_axes(op: OpCall, source: Tensor, out: Tensor) -> frozenset[int]:
+    """Axes of the result with fewer different values than entries: one value was repeated here, or earlier and moved here."""
+    before = op.field(source).free
+    if op.func._schema.name in _REPEATING:
+        offset = out.ndim - source.ndim
+        repeated = {a for a in range(1, out.ndim) if out.shape[a] > 1 and (a < offset or source.shape[a - offset] == 1)}
+        return frozenset(repeated | {a + offset for a in before})
+    if not before or out.numel() > _MOST_FOLLOWED:
+        return frozenset()
+    shape = [1 if axis in before else size for axis, size in enumerate(source.shape)]
+    values = torch.arange(math.prod(shape)).view(shape).expand(source.shape)
+    moved: Any = op.func(*(values.contiguous() if a is source else a for a in op.args), **op.kwargs)
+    if not isinstance(moved, Tensor) or moved.shape != out.shape:
+        return frozenset()
+    columns = {axis: moved.movedim(axis, 0).flatten(1) for axis in range(moved.ndim) if moved.shape[axis] > 1}
+    return frozenset(axis for axis, rows in columns.items() if len(torch.unique(rows, dim=0)) < len(rows))
+
+
+_MOST_FOLLOWED = 2**22  # entries of a repeated tensor that is looked through
 
 
 def _hold_sizes(op: OpCall, source: Tensor, axes: dict[int, LabelVector]) -> None:
@@ -199,11 +227,11 @@ def absolute_index(op: OpCall) -> None:
     for axis, labels in op.field(source).axes.items():
         if axis in touched:
             op.freeze(labels, "channels are picked by absolute index")
-    if touched & set(op.field(source).axes) or op.func._schema.name == "aten::index_put":
+    if op.func._schema.name == "aten::index_put":
         for out in op.outs:
             op.set(out, {})
     else:
-        replay(op)
+        replay(op, without=touched)
 
 
 def _by_buffer(op: OpCall, source: Tensor, touched: set[int]) -> bool:

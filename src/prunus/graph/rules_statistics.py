@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ def layer_norm(op: OpCall) -> None:
     x: Tensor = op.args[0]
     extent = len(op.args[1])
     affine = [(i, a) for i, a in enumerate(op.args) if i >= 2 and isinstance(a, Tensor)]
+    left = list(op.args[1])
     for axis, labels in op.field(x).axes.items():
         own_axis = axis - (x.ndim - extent)
         if own_axis < 0:
@@ -76,10 +78,16 @@ def layer_norm(op: OpCall) -> None:
         shape = list(op.args[1])
         op.hold(labels, sizes=shape, at=[own_axis])
         slices = [(0, axis), *((i, own_axis) for i, _ in affine)]
-        op.mix(slices, labels, axis, lambda n, s=shape, a=own_axis: {1: [*s[:a], n, *s[a + 1 :]]})
+        op.mix(slices, labels, axis, partial(_with_size, left, own_axis))
     op.follow(x, op.outs[0])
     for out in op.outs[1:]:
         op.set(out, {})
+
+
+def _with_size(shape: list[int], axis: int, size: int) -> dict[int, Any]:
+    """The normalised shape as an argument; the list remembers, because more than one axis may lose channels."""
+    shape[axis] = size
+    return {1: list(shape)}
 
 
 def group_norm(op: OpCall) -> None:

@@ -21,6 +21,7 @@ from prunus.graph.op_call import NO_LABELS, OpCall, is_mutating
 from prunus.graph.op_rules import rule_for
 from prunus.types import Role, Units, call_model
 
+_CHECKS_WIDTH = "`nn.MultiheadAttention` insists on the width that it was made with"
 _ATTRIBUTE = "_prunus_labels"
 _NOT_THE_NETWORK = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 
@@ -131,6 +132,10 @@ class Tracer(TorchDispatchMode):
         self.frozen.append((labels, reason))
         return reason
 
+    def fix(self, labels: LabelVector, why: str) -> None:
+        """Like `freeze`, for the many axes that belong to no group unless a weight is used twice: no source line is looked up."""
+        self.frozen.append((labels, f"{why} (in `{self.module_path or 'the network'}`)"))
+
     def freeze_numbered(self, tensors: Sequence[Tensor], reason: str) -> None:
         """Freeze the channels whose numbers these tensors hold."""
         for tensor in tensors:
@@ -229,6 +234,10 @@ class Tracer(TorchDispatchMode):
             self.arguments.append(tuple(self.field(a) if isinstance(a, Tensor) else NO_LABELS for a in args))
             self.stack.append(self.paths.get(id(module), self.module_path))
             self.last_entered = self.stack[-1]
+            if isinstance(module, nn.MultiheadAttention):
+                for field in self.arguments[-1]:
+                    for labels in field.axes.values():
+                        self.frozen.append((labels, f"{_CHECKS_WIDTH} (`{self.last_entered}`)"))
 
         def leave(module: nn.Module, _: Any, __: Any) -> None:
             self.stack.pop()

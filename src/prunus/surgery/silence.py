@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,6 +74,7 @@ class KeptOnlyTracer(Tracer):
 
     def __init__(self, model: nn.Module, removed: Positions, units: Units) -> None:
         super().__init__(model, LabelSpace(model), dry=False, units=units)
+        self._last: _Reduced | None = None
         self.removed = np.zeros(self.space.size + 1, dtype=bool)  # the last entry answers for label -1
         for axis_range in self.space.ranges:
             gone = removed.get((axis_range.parameter, axis_range.axis))
@@ -86,9 +87,10 @@ class KeptOnlyTracer(Tracer):
         labels = self.field(weight).axes.get(axis)
         if labels is None or id(weight) in self.space.fields or not self.removed[labels].any():
             return
-        args = list(op.args)
-        args[index] = weight.index_fill(axis, torch.from_numpy(np.flatnonzero(self.removed[labels])).to(weight.device), 0)
-        op.out = op.func(*args, **op.kwargs)
+        reduced = self._reduced(op)
+        gone = torch.from_numpy(np.flatnonzero(self.removed[labels])).to(weight.device)
+        reduced.args[index] = reduced.args[index].index_fill(axis, gone, 0)
+        self._evaluate_again(op, reduced)
 
     def mixed(
         self,
@@ -102,21 +104,42 @@ class KeptOnlyTracer(Tracer):
         kept = torch.from_numpy(np.flatnonzero(~self.removed[labels]))
         if len(kept) == len(labels):
             return
-        args = list(op.args)
+        reduced = self._reduced(op)
         for index, axis in slices:
-            args[index] = args[index].index_select(axis, kept.to(args[index].device))
+            reduced.args[index] = reduced.args[index].index_select(axis, kept.to(reduced.args[index].device))
         for index, value in (replace(len(kept)) if replace else {}).items():
-            args[index] = value
-        result = op.func(*args, **op.kwargs)
+            reduced.args[index] = value
+        if out_axis is not None:
+            reduced.axes.append((out_axis, kept, len(labels)))
+        self._evaluate_again(op, reduced)
+
+    def _reduced(self, op: OpCall) -> _Reduced:
+        """What the operation has lost so far: it may mix channels of several axes."""
+        if self._last is None or self._last.op is not op:
+            self._last = _Reduced(op, list(op.args), [])
+        return self._last
+
+    def _evaluate_again(self, op: OpCall, reduced: _Reduced) -> None:
+        result = op.func(*reduced.args, **op.kwargs)
         fields = [self.field(out) for out in op.outs]
         outs = [result] if isinstance(result, Tensor) else list(result)
-        spread = [_spread(new, old, out_axis, kept) for new, old in zip(outs, op.outs, strict=True)]
+        spread = [_spread(new, old, reduced.axes) for new, old in zip(outs, op.outs, strict=True)]
         for out, field in zip(spread, fields, strict=True):
             self.set_field(out, LabelField(field.axes, field.parametric))
         op.out = spread[0] if isinstance(op.out, Tensor) else tuple(spread)
 
 
-def _spread(new: Tensor, old: Tensor, axis: int | None, kept: Tensor) -> Tensor:
-    if axis is None or new.shape == old.shape:
-        return new
-    return torch.zeros_like(old).index_copy_(axis, kept.to(new.device), new)
+class _Reduced(NamedTuple):
+    """An operation, its arguments without removed channels, and (axis, kept, full size) of those axes that its results keep."""
+
+    op: OpCall
+    args: list[Any]
+    axes: list[tuple[int, Tensor, int]]
+
+
+def _spread(new: Tensor, old: Tensor, axes: Sequence[tuple[int, Tensor, int]]) -> Tensor:
+    for axis, kept, size in axes:
+        if new.shape != old.shape and axis < new.ndim and new.shape[axis] == len(kept):
+            full = new.new_zeros(*new.shape[:axis], size, *new.shape[axis + 1 :])
+            new = full.index_copy_(axis, kept.to(new.device), new)
+    return new
