@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -368,6 +368,10 @@ class ChannelGraph:
         """The same graph with the named groups frozen for the given reasons."""
         groups = tuple(replace(g, frozen_because=g.frozen_because or reasons.get(g.name)) for g in self.groups)
         return replace(self, groups=groups)
+
+    def without_held(self, names: Collection[str]) -> ChannelGraph:
+        """The same graph, the attributes that seemed to hold widths of these groups left alone."""
+        return replace(self, held=tuple(h for h in self.held if not any(name in h.slots for name in names)))
 
     def __str__(self) -> str:
         rows = [("group", "channels", "written by", "state")]

@@ -127,3 +127,20 @@ def test_one_attribute_of_two_meanings_is_left_to_verification() -> None:
 
 def _edits(record: SurgeryRecord) -> list[dict[str, object]]:
     return json.loads(record.to_json())["edits"]
+
+
+def test_a_number_of_groups_that_equals_their_width_is_left_alone() -> None:
+    """Four groups of four: the slots of a group go, so the number of groups must not be taken for their width."""
+
+    def run(m: Program, x: torch.Tensor) -> torch.Tensor:
+        y = m.stem(x)
+        b, c, h, w = y.shape
+        return m.head(y.view(b, m.groups, c // m.groups, h, w).sum(2))
+
+    torch.manual_seed(0)
+    model = Program(run, stem=conv(3, 16), head=conv(4, 2), groups=4).eval()
+    assert trace(model, torch.randn(1, 3, 8, 8)).held[0].attribute == "groups"
+    result = prunus.prune(model, torch.randn(2, 3, 8, 8), prunus.Budget(macs=0.6, tolerance=0.3), "l1")
+    assert result.model.groups == 4 and result.graph["stem"].frozen_because is None
+    assert result.model.stem.out_channels in (8, 12) and result.record.repaired == ()
+    assert result.verification is not None and result.verification.max_error < 1e-12
