@@ -7,16 +7,15 @@ has the value in question, surgery sets it to the number of channels left, and v
 
 from __future__ import annotations
 
-import dis
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from prunus.graph.labels import LabelVector
+from prunus.graph.statements import statements_of
 from prunus.types import call_model
 
 _OUTER_MODULES = 3  # how many modules up the call stack a width may be held
@@ -48,8 +47,9 @@ def held_widths(
     """
     found: list[list[Held]] = [[] for _ in vectors]
     for depth, running in enumerate(_running_modules(paths)):
-        statement = [name for frame in running.frames for name in _named_in_statement(frame.f_code, frame.f_lasti)]
-        names = {name for frame in running.frames for name in frame.f_code.co_names} if depth == 0 else set(statement)
+        functions = [(statements_of(frame.f_code), frame.f_lasti) for frame in running.frames]
+        statement = [name for function, last in functions for name in function.attributes_at(last)]
+        names = set[str]().union(*(function.names for function, _ in functions)) if depth == 0 else set(statement)
         attributes = _integers(running.module, names, paths)
         for i, vector in enumerate(vectors):
             if not found[i]:
@@ -60,6 +60,8 @@ def held_widths(
                 found[i] = (
                     _in_order(named, statement, [p for p, size in enumerate(sizes) if size == len(vector)], place) or candidates
                 )
+        if all(found):
+            break
     return found
 
 
@@ -86,9 +88,12 @@ def _matches(value: int | list[int], size: int, sizes: Sequence[int], place: int
 def _integers(module: nn.Module, names: set[str], paths: Mapping[int, str]) -> dict[tuple[str, str], int | list[int]]:
     """Attributes among ``names``, of the module and of its parts that are named, too: whole numbers and sequences of them."""
     found: dict[tuple[str, str], int | list[int]] = {}
-    for part in (module, *(child for name, child in module.named_children() if name in names)):
+    children = module._modules  # pyright: ignore[reportPrivateUsage]
+    for part in (module, *(children[name] for name in children if name in names)):
+        if part is None or id(part) not in paths:
+            continue  # made while running
         own = vars(part)
-        for name in names & own.keys():
+        for name in [name for name in own if name in names]:  # in an order that doesn't change from run to run
             value: Any = own[name]
             if type(value) is int:
                 found[paths[id(part)], name] = value
@@ -134,65 +139,14 @@ def widths_of_arguments(paths: Mapping[int, str], size: int) -> list[tuple[int, 
     """
     for running in _running_modules(paths):
         for frame in running.frames:
-            code = frame.f_code
-            if code.co_name != "forward":
+            if frame.f_code.co_name != "forward":
                 continue
-            sources = _shapes_read(code)
-            used = dict.fromkeys(_locals_in_statement(code, frame.f_lasti))
+            function = statements_of(frame.f_code)
+            sources = function.shapes_read
+            used = dict.fromkeys(function.locals_at(frame.f_lasti))
             return [sources[name] for name in used if name in sources and frame.f_locals.get(name) == size]
         return []
     return []
-
-
-@lru_cache(maxsize=4096)
-def _shapes_read(code: CodeType) -> dict[str, tuple[int, int]]:
-    """Local names that are assigned once, by unpacking the shape of an argument that was not assigned before."""
-    instructions = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "PRECALL", "NOP")]
-    arguments = code.co_varnames[1 : code.co_argcount]
-    stored = [str(i.argval) for i in instructions if i.opname == "STORE_FAST"]
-    found: dict[str, tuple[int, int]] = {}
-    for at, instruction in enumerate(instructions):
-        if instruction.opname != "UNPACK_SEQUENCE":
-            continue
-        before = [i for i in instructions[max(0, at - 3) : at] if not i.opname.startswith(("CALL", "PUSH_NULL"))][-2:]
-        if len(before) < 2 or before[1].argval not in ("shape", "size") or before[0].argval not in arguments:
-            continue
-        name = str(before[0].argval)
-        if any(i.opname == "STORE_FAST" and i.argval == name for i in instructions[:at]):
-            continue
-        for axis, target in enumerate(instructions[at + 1 : at + 1 + int(instruction.argval)]):
-            if target.opname == "STORE_FAST" and stored.count(str(target.argval)) == 1:
-                found[str(target.argval)] = arguments.index(name), axis
-    return found
-
-
-@lru_cache(maxsize=4096)
-def _locals_in_statement(code: CodeType, last: int) -> tuple[str, ...]:
-    return _read_in_statement(code, last, ("LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_DEREF"))
-
-
-@lru_cache(maxsize=4096)
-def _named_in_statement(code: CodeType, last: int) -> tuple[str, ...]:
-    return _read_in_statement(code, last, ("LOAD_ATTR", "LOAD_METHOD"))
-
-
-def _read_in_statement(code: CodeType, last: int, loads: Sequence[str]) -> tuple[str, ...]:
-    """Names, in order, that these instructions read in the statement around the one at offset ``last``; on 3.10 in its line."""
-    instructions = list(dis.get_instructions(code))
-    reading = [i for i in instructions if i.opname in loads]
-    if sys.version_info >= (3, 11):
-        running = [i.positions for i in instructions if i.offset <= last]  # ``last`` may lie in the cache behind an instruction
-        here = running[-1] if running else None
-        if here is None or here.lineno is None or here.end_lineno is None:
-            return ()
-        lines = range(here.lineno, here.end_lineno + 1)
-        return tuple(i.argval for i in reading if i.positions is not None and i.positions.lineno in lines)
-    line_of: dict[int, int] = {}
-    line = code.co_firstlineno
-    for instruction in instructions:
-        line = instruction.starts_line or line
-        line_of[instruction.offset] = line
-    return tuple(i.argval for i in reading if line_of[i.offset] == line_of.get(last))
 
 
 def _frames() -> Iterator[FrameType]:
@@ -204,10 +158,10 @@ def _frames() -> Iterator[FrameType]:
 
 def _owner(frame: FrameType, paths: Mapping[int, str]) -> nn.Module | None:
     """The module of the network whose method (or function over it) runs in this frame."""
-    code = frame.f_code
-    if not code.co_argcount or code.co_varnames[0] in ("cls", "mcs"):
+    name = statements_of(frame.f_code).first_argument
+    if name is None:
         return None
-    first = frame.f_locals.get(code.co_varnames[0])
+    first = frame.f_locals.get(name)
     if not isinstance(first, nn.Module) or id(first) not in paths:
         return None
     return first

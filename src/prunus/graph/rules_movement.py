@@ -57,7 +57,7 @@ def _free_axes(op: OpCall, source: Tensor, out: Tensor) -> frozenset[int]:
     moved: Any = op.func(*(values.contiguous() if a is source else a for a in op.args), **op.kwargs)
     if not isinstance(moved, Tensor) or moved.shape != out.shape:
         return frozenset()
-    columns = {axis: moved.movedim(axis, 0).flatten(1) for axis in range(moved.ndim) if moved.shape[axis] > 1}
+    columns = {axis: moved.movedim(axis, 0).reshape(size, -1) for axis, size in enumerate(moved.shape) if axis and size > 1}
     return frozenset(axis for axis, rows in columns.items() if len(torch.unique(rows, dim=0)) < len(rows))
 
 
