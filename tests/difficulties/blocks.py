@@ -1,4 +1,4 @@
-"""Blocks of well-known networks, written as their authors write them: several paths, parts and gates over one width."""
+"""Blocks of well-known networks, written as their authors write them: gates, cheap copies, fixed filters, pixel squares."""
 
 from __future__ import annotations
 
@@ -10,92 +10,6 @@ from torch.nn import functional as F
 
 from difficulties.movement import HEAD
 from difficulties.network import G, Net, Program, conv, conv_bn
-
-
-class _Bottleneck(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first, self.second = conv_bn(width, 5), conv_bn(5, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(self.first(x))
-
-
-class _C2f(nn.Module):
-    """YOLOv8: two halves, each bottleneck works on what the last one gave, all are joined."""
-
-    def __init__(self, width: int, split: bool) -> None:
-        super().__init__()
-        self.c, self.by_width = width, split
-        self.cv1, self.cv2 = conv_bn(3, 2 * width, 1), conv_bn(4 * width, 6, 1)
-        self.m = nn.ModuleList(_Bottleneck(width) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = list(self.cv1(x).split((self.c, self.c), 1) if self.by_width else self.cv1(x).chunk(2, 1))
-        y.extend(m(y[-1]) for m in self.m)
-        return self.cv2(torch.cat(y, 1))
-
-
-class _CspStage(nn.Module):
-    """timm: half of the expanded channels pass the blocks, the other half passes by."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.expand_chs = 8
-        self.conv_exp, self.block, self.conv_transition = conv_bn(3, 8, 1), conv_bn(4, 4), conv_bn(8, 6, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_exp(x)
-        xs, xb = x.split(self.expand_chs // 2, dim=1)
-        return self.conv_transition(torch.cat([xs, self.block(xb)], dim=1))
-
-
-def _csp_of_three(m: Any, x: Tensor) -> Tensor:
-    """YOLOv5's C3: two ways in, one of them through a bottleneck."""
-    return m.head(m.cv3(torch.cat((m.m(m.cv1(x)), m.cv2(x)), 1)))
-
-
-def _elan(m: Any, x: Tensor) -> Tensor:
-    """YOLOv7: every second step of the deeper way is kept."""
-    x1, x2 = m.cv1(x), m.cv2(x)
-    x3 = m.cv3(x2)
-    return m.head(m.cv5(torch.cat((x1, x2, x3, m.cv4(x3)), 1)))
-
-
-def _elan_by_chunks(m: Any, x: Tensor) -> Tensor:
-    """YOLOv9."""
-    y = list(m.cv1(x).chunk(2, 1))
-    y.extend(part(y[-1]) for part in [m.cv2, m.cv3])
-    return m.head(m.cv4(torch.cat(y, 1)))
-
-
-def _sppf(m: Any, x: Tensor) -> Tensor:
-    x = m.cv1(x)
-    y1 = m.pool(x)
-    y2 = m.pool(y1)
-    return m.head(m.cv2(torch.cat((x, y1, y2, m.pool(y2)), 1)))
-
-
-class _Res2(nn.Module):
-    """timm's Res2Net bottleneck: parts of one width, each convolution also sees what the one before gave."""
-
-    def __init__(self, first_of_stage: bool) -> None:
-        super().__init__()
-        self.width, self.scale, self.is_first = 4, 4, first_of_stage
-        self.conv1, self.bn1 = conv(3, 16, 1, bias=False), nn.BatchNorm2d(16)
-        self.convs = nn.ModuleList(conv(4, 4, bias=False) for _ in range(3))
-        self.bns = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
-        self.pool = nn.AvgPool2d(3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        spx = torch.split(F.relu(self.bn1(self.conv1(x))), self.width, 1)
-        spo, sp = [], spx[0]
-        for i, (layer, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
-            sp = spx[i] if i == 0 or self.is_first else sp + spx[i]
-            sp = F.relu(bn(layer(sp)))
-            spo.append(sp)
-        spo.append(self.pool(spx[-1]) if self.is_first else spx[-1])
-        return torch.cat(spo, 1)
 
 
 class _SplitAttention(nn.Module):
@@ -140,7 +54,7 @@ class _Ghost(nn.Module):
     def __init__(self, outputs: int) -> None:
         super().__init__()
         self.out_chs = outputs
-        self.primary_conv, self.cheap_operation = conv_bn(3, 4, 1), conv_bn(4, 4, groups=4)
+        self.primary_conv, self.cheap_operation = conv_bn(5, 4, 1), conv_bn(4, 4, groups=4)
 
     def forward(self, x: Tensor) -> Tensor:
         x1 = self.primary_conv(x)
@@ -168,15 +82,11 @@ def _focus(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.cat([y[..., ::2, ::2], y[..., 1::2, ::2], y[..., ::2, 1::2], y[..., 1::2, 1::2]], 1))
 
 
-class _SpaceToDepth(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.bs = 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.size()
-        x = x.view(n, c, h // self.bs, self.bs, w // self.bs, self.bs).permute(0, 3, 5, 1, 2, 4).contiguous()
-        return x.view(n, c * self.bs * self.bs, h // self.bs, w // self.bs)
+def _space_to_depth(m: Any, x: Tensor) -> Tensor:
+    y = m.stem(x)
+    n, c, h, w = y.size()
+    y = y.view(n, c, h // m.bs, m.bs, w // m.bs, m.bs).permute(0, 3, 5, 1, 2, 4).contiguous()
+    return m.head(y.view(n, c * m.bs * m.bs, h // m.bs, w // m.bs))
 
 
 class _BlurPool(nn.Module):
@@ -215,10 +125,6 @@ class _ResponseNorm(nn.Module):
         return x + torch.addcmul(self.bias.view(1, 1, 1, -1), self.weight.view(1, 1, 1, -1), x * scaled)
 
 
-def _channels_last(m: Any, x: Tensor) -> Tensor:
-    return m.head(m.norm(m.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-
-
 def _cbam(m: Any, x: Tensor) -> Tensor:
     """A gate for each channel from its mean and its maximum, then a gate for each pixel from those over the channels."""
     x = m.stem(x)
@@ -226,7 +132,133 @@ def _cbam(m: Any, x: Tensor) -> Tensor:
     return m.head(x * m.spatial(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid())
 
 
-def _chain(*parts: nn.Module) -> Any:
-    return lambda: nn.Sequential(*parts)
+def _around(block: Any, width: int, stem: int) -> Any:
+    """The block between a stem and a head."""
+    return lambda: Program(lambda m, x: m.head(m.block(m.stem(x))), stem=conv_bn(3, stem), block=block(), head=conv(width, 2))
 
 
+def _stem(width: int, readers: str, **more: Any) -> G:
+    return G(width, "stem.0.weight/0", readers, **more)
+
+
+def _normed(norm: Any) -> Any:
+    run = lambda m, x: m.head(m.norm(m.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))  # noqa: E731
+    return lambda: Program(run, stem=conv(3, 8), norm=norm(), head=conv(8, 2))
+
+
+def _mixed(scales: str) -> dict[str, G]:
+    return {"stem": G(8, "stem.weight/0 stem.bias/0", "head.weight/1", mixing=True, scales=scales), "head": HEAD}
+
+
+STEM = {"stem": G(6, "stem.weight/0 stem.bias/0", "head.weight/1"), "head": HEAD}
+SELECTED = {
+    "block.paths.0.0": G(
+        6,
+        "block.paths.0.0.weight/0 block.paths.1.0.weight/0 block.fc_select.weight/0",
+        "block.fc_reduce.0.weight/1 head.weight/1",
+    ),
+    "block.fc_reduce.0": G(4, "block.fc_reduce.0.weight/0", "block.fc_select.weight/1"),
+    "head": HEAD,
+}
+GHOST_STEM = G(5, "stem.0.weight/0", "block.primary_conv.0.weight/1")
+PATHS = "block.paths.0.0.weight/1 block.paths.1.0.weight/1"
+
+
+def _split_attention(cardinality: int) -> dict[str, G]:
+    """Both versions of a channel go together; with a cardinality, the same slot of every group."""
+    return {
+        "stem.0": _stem(4 // cardinality, "block.conv.0.weight/1"),
+        "block.conv.0": G(
+            8 // cardinality,
+            "block.conv.0.weight/0 block.fc2.weight/0 block.fc2.bias/0",
+            "block.fc1.weight/1 head.weight/1",
+        ),
+        "block.fc1": G(4 // cardinality, "block.fc1.weight/0 block.fc1.bias/0", "block.fc2.weight/1"),
+        "head": HEAD,
+    }
+
+
+NETS = [
+    Net("split attention", _around(lambda: _SplitAttention(1), 8, 8), _split_attention(1)),
+    Net("split attention of two groups", _around(lambda: _SplitAttention(2), 8, 8), _split_attention(2)),
+    Net("selective kernel", _around(lambda: _SelectiveKernel(False), 6, 8), {"stem.0": _stem(8, PATHS), **SELECTED}),
+    Net("selective kernel of halves", _around(lambda: _SelectiveKernel(True), 6, 8), {"stem.0": _stem(4, PATHS), **SELECTED}),
+    Net(
+        "ghost module",
+        _around(lambda: _Ghost(8), 8, 5),
+        {"stem.0": GHOST_STEM, "block.primary_conv.0": G(4, "block.primary_conv.0.weight/0", "head.weight/1"), "head": HEAD},
+    ),
+    Net(  # the copy of the last channel is cut off: the width that the module holds counts the other copies
+        "ghost module of odd width",
+        _around(lambda: _Ghost(7), 7, 5),
+        {
+            "stem.0": GHOST_STEM,
+            "block.primary_conv.0": G(3, "block.primary_conv.0.weight/0", "head.weight/1"),
+            "block.primary_conv.0#2": G(1, "block.primary_conv.0.weight/0", "head.weight/1", frozen="it is a single channel"),
+            "head": HEAD,
+        },
+    ),
+    Net(
+        "mixed convolution, depthwise",
+        _around(lambda: _MixedConv([5, 3], [5, 3], True), 8, 8),
+        {"stem.0": _stem(5, "head.weight/1"), "stem.0#2": _stem(3, "head.weight/1"), "head": HEAD},
+    ),
+    Net(
+        "mixed convolution",
+        _around(lambda: _MixedConv([4, 4], [5, 3], False), 8, 8),
+        {
+            "stem.0": _stem(4, "block.0.weight/1"),
+            "stem.0#2": _stem(4, "block.1.weight/1"),
+            "block.0": G(5, "block.0.weight/0", "head.weight/1"),
+            "block.1": G(3, "block.1.weight/0", "head.weight/1"),
+            "head": HEAD,
+        },
+    ),
+    Net("focus", lambda: Program(_focus, stem=conv(3, 6), head=conv(24, 2)), STEM),
+    Net("space to depth", lambda: Program(_space_to_depth, stem=conv(3, 6), head=conv(24, 2), bs=2), STEM),
+    Net(
+        "blur pool",
+        _around(lambda: _BlurPool(6), 6, 6),
+        {"stem.0": _stem(6, "head.weight/1", scales="stem.1.weight/0 stem.1.bias/0 block.filt/0"), "head": HEAD},
+    ),
+    Net(
+        "blur pool of one filter",
+        _around(lambda: _BlurPool(None), 6, 6),
+        {"stem.0": _stem(6, "", frozen="a depthwise convolution with a fixed width in `aten.convolution"), "head": HEAD},
+        outcome="frozen",
+    ),
+    Net(  # slots are tied over the groups of both convolutions: {i, i + 4, i + 8, i + 12} of the first one's 16 filters
+        "shuffle between grouped convolutions",
+        lambda: Program(
+            _grouped_shuffle,
+            stem=conv_bn(3, 8),
+            first=conv_bn(8, 16, 1, groups=2),
+            second=conv_bn(16, 8, 1, groups=2),
+            head=conv(8, 2),
+            groups=2,
+        ),
+        {
+            "stem.0": _stem(4, "first.0.weight/1"),
+            "first.0": G(4, "first.0.weight/0", "second.0.weight/1"),
+            "second.0": G(4, "second.0.weight/0", "head.weight/1"),
+            "head": HEAD,
+        },
+    ),
+    Net("global response norm", _normed(lambda: _ResponseNorm(8)), _mixed("norm.weight/0 norm.bias/0")),
+    Net("rms norm", _normed(lambda: nn.RMSNorm(8)), _mixed("norm.weight/0")),
+    Net(
+        "cbam",
+        lambda: Program(
+            _cbam,
+            stem=conv_bn(3, 8),
+            mlp=nn.Sequential(conv(8, 4, 1, bias=False), nn.ReLU(), conv(4, 8, 1, bias=False)),
+            spatial=conv(2, 1, 7),
+            head=conv(8, 2),
+        ),
+        {
+            "stem.0": G(8, "stem.0.weight/0 mlp.2.weight/0", "mlp.0.weight/1 head.weight/1", mixing=True),
+            "mlp.0": G(4, "mlp.0.weight/0", "mlp.2.weight/1"),
+            "head": HEAD,
+        },
+    ),
+]

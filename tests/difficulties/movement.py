@@ -179,6 +179,16 @@ NETS = [
         {"stem": G(6, "stem.weight/0 stem.bias/0", "head.weight/1", frozen="a single channel is selected"), "head": HEAD},
         outcome="frozen",
     ),
+    Net(
+        "embedding of positions with channels last",
+        lambda: Program(
+            lambda m, x: m.head((m.stem(x).permute(0, 2, 3, 1) + m.place).permute(0, 3, 1, 2)),
+            stem=conv(3, 6),
+            place=nn.Parameter(torch.rand(1, 8, 8, 6)),
+            head=conv(6, 2),
+        ),
+        {"stem": G(6, "stem.weight/0 stem.bias/0", "head.weight/1", scales="place/3"), "head": HEAD},
+    ),
     Net(  # the rows of the table are picked by number, its columns are channels
         "a row of a table of scales",
         lambda: Program(

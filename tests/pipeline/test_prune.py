@@ -24,8 +24,8 @@ from prunus import (
     UnsupportedNetwork,
     VerificationFailed,
 )
-from prunus.pipeline.prune import check_plan
 from prunus.surgery import randomise
+from prunus.surgery.prove import check_plan
 from prunus.types import PruningPlan
 from small_nets import NETS, batches, build, conv_norm_relu, images
 
@@ -207,7 +207,16 @@ class ScaledByWidth(nn.Module):
         return self.classifier(self.last(x / x.shape[1] ** 0.5).mean((2, 3)))
 
 
-@pytest.mark.parametrize("network", [FixedView, FixedSplit, ScaledByWidth])
+def test_a_width_that_a_module_remembers_is_repaired() -> None:
+    model = randomise(FixedSplit()).eval()
+    result = prunus.prune(model, images(), Budget(macs=0.6, tolerance=0.05))
+    assert result.verification is not None and result.verification.passed and result.notes == ()
+    assert set(result.record.repaired) == {"width", "widths"}
+    assert result.model.width < 16 and sum(result.model.widths) < 16
+    assert result.model.width + sum(result.model.widths) == result.model.middle[0].out_channels
+
+
+@pytest.mark.parametrize("network", [FixedView, ScaledByWidth])
 def test_a_width_in_python_is_frozen_and_the_plan_made_again(network: type[nn.Module]) -> None:
     """However the culprit is found, by the trace or by verification, the rest is pruned to the budget, exactly."""
     model = randomise(network()).eval()

@@ -43,8 +43,9 @@ class AxisRange(NamedTuple):
 
 
 def labelled_axes(tensor: Tensor) -> list[int]:
-    """Axes of a parameter that may hold channels: all of a matrix, output and input of a kernel, not the kernel's extent."""
-    last = tensor.ndim if tensor.ndim <= 2 or (tensor.ndim == 3 and tensor.shape[0] == 1) else 2
+    """Axes of a parameter that may hold channels: all of a matrix, output and input of a kernel, not the kernel's extent; all of
+    what has a first axis of one, such as an embedding of positions (1, height, width, channels)."""
+    last = tensor.ndim if tensor.ndim <= 2 or tensor.shape[0] == 1 else 2
     return [axis for axis in range(last) if tensor.shape[axis] > 1]
 
 

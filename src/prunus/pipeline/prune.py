@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunus.allocation import allocate
-from prunus.errors import NothingPruned, PrunusWarning, VerificationFailed
+from prunus.errors import NothingPruned
 from prunus.graph import trace
 from prunus.graph.trace import Keep
 from prunus.importance import score
-from prunus.surgery import SurgeryRecord, randomise, remove, silence, verify
-from prunus.surgery.remove import apply_record
-from prunus.surgery.verify import verify_training
+from prunus.surgery import SurgeryRecord, remove
+from prunus.surgery.prove import Checks, prove
 from prunus.types import (
     Allocator,
     Budget,
@@ -30,7 +28,6 @@ from prunus.types import (
     PruningPlan,
     Scores,
     VerificationReport,
-    map_tensors,
 )
 
 
@@ -75,6 +72,7 @@ def prune(
     verify: bool = True,
     *,
     mixing: Literal["allow", "freeze"] = "allow",
+    whole_groups: bool = False,
     forward_fn: ForwardFn | None = None,
     train_inputs: ExampleInputs | None = None,
     batches: int | None = None,
@@ -90,7 +88,7 @@ def prune(
     reason, and the plan is made again.
 
     Args:
-        keep, mixing, forward_fn, train_inputs: see `prunus.trace`.
+        keep, mixing, whole_groups, forward_fn, train_inputs: see `prunus.trace`.
         data, loss_fn, batches, seed, options: see `prunus.score`.
         optimizer, ema: moved along, see `prunus.remove`.
 
@@ -98,86 +96,30 @@ def prune(
         PrunusError: what `trace`, `score`, `allocate` and `remove` raise.
         VerificationFailed: no subset of the groups could be proven.
     """
-    graph = trace(model, example_inputs, keep, mixing, forward_fn, train_inputs)
+    graph = trace(model, example_inputs, keep, mixing, forward_fn, train_inputs, whole_groups=whole_groups)
     if not graph.prunable:
         shown = "; ".join(f"`{g.name}`: {g.frozen_because}" for g in graph.frozen[:3])
         raise NothingPruned(f"all {len(graph.groups)} groups are frozen, so nothing can be pruned. {shown}")
     scores = score(model, graph, criterion, data, loss_fn, forward_fn=forward_fn, batches=batches, seed=seed, **options)
-    notes: list[str] = []
-    while True:
-        plan = allocate(graph, scores, budget, allocator)
-        report = check_plan(model, graph, plan, example_inputs, forward_fn) if verify else None
-        if report is None or report.passed:
-            break
-        culprits = _culprits(model, graph, plan, example_inputs, forward_fn, _pruned(plan))
-        detail = report.detail or f"error {report.max_error:.1e}"
-        reason = f"removal differs from silencing ({detail}): the network holds a width that the trace doesn't see"
-        graph = graph.freeze(dict.fromkeys(culprits, reason))
-        scores = replace(scores, by_group={name: s for name, s in scores.by_group.items() if name not in culprits})
-        notes.append(f"frozen after verification failed on them: {', '.join(culprits)}")
-        warnings.warn(f"{notes[-1]}; the plan is made again without them", PrunusWarning, stacklevel=2)
-        if not graph.prunable:
-            raise VerificationFailed(f"removal differs from silencing in every group: {report.detail}", report)
+
+    def plan_for(graph: ChannelGraph) -> PruningPlan:
+        return allocate(graph, _of_prunable(scores, graph), budget, allocator)
+
+    report, notes = None, ()
+    if verify:
+        checks = Checks(model, example_inputs, forward_fn=forward_fn, train_inputs=train_inputs)
+        proof = prove(checks, graph, plan_for)
+        graph, plan, report, notes = proof.graph, proof.plan, proof.report, proof.notes
+        scores = _of_prunable(scores, graph) if proof.frozen else scores
+    else:
+        plan = plan_for(graph)
     small, record = remove(model, graph, plan, optimizer, ema)
     provenance = {**plan.provenance, "criterion": scores.criterion}
     plan = replace(plan, provenance=provenance)
-    return PruneResult(small, plan, record, graph.cost(), graph.cost(plan), report, graph, scores, tuple(notes))
+    return PruneResult(small, plan, record, graph.cost(), graph.cost(plan), report, graph, scores, notes)
 
 
-def check_plan(
-    model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inputs: ExampleInputs, forward_fn: ForwardFn | None = None
-) -> VerificationReport:
-    """Worst of the verifications on the model's own weights and on a copy with random weights and inputs, in both modes."""
-    small, record = remove(model, graph, plan)
-    report = verify(silence(model, graph, plan), small, example_inputs, forward_fn=forward_fn)
-    predicted, counted = graph.cost(plan).parameters, sum(p.numel() for p in small.parameters())
-    if predicted != counted:
-        detail = f"the plan predicts {predicted:,} parameters, the small network has {counted:,}"
-        return VerificationReport(report.max_error, report.tolerance, False, detail)
-    if not report.passed:
-        return report
-    twin = randomise(model)
-    noisy = _noisy(example_inputs)
-    structural = verify(silence(twin, graph, plan), apply_record(twin, record), noisy, forward_fn=forward_fn)
-    if structural.max_error != structural.max_error:  # NaN: random weights overflow in this network, the check says nothing
-        return replace(report, detail=f"{report.detail}; random weights overflow, so only the network's own were checked")
-    training = verify_training(silence(twin, graph, plan), apply_record(twin, record), noisy, forward_fn=forward_fn)
-    if not training.passed:
-        return training
-    return structural if not structural.passed or structural.max_error > report.max_error else report
-
-
-def _noisy(inputs: Any) -> Any:
-    """The same inputs with noise: constant images would let spatial errors cancel."""
-    generator = torch.Generator().manual_seed(0)
-
-    def add(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        return tensor + 0.1 * torch.randn(tensor.shape, generator=generator).to(tensor)
-
-    return map_tensors(add, inputs)
-
-
-def _pruned(plan: PruningPlan) -> list[str]:
-    return [name for name, mask in plan.keep.items() if not bool(mask.all())]
-
-
-def _culprits(
-    model: nn.Module,
-    graph: ChannelGraph,
-    plan: PruningPlan,
-    inputs: ExampleInputs,
-    forward_fn: ForwardFn | None,
-    names: Sequence[str],
-) -> list[str]:
-    """Groups that fail, by bisection of a failing set. Halves that only fail together: the second one is given up."""
-    if len(names) == 1:
-        return list(names)
-    found: list[str] = []
-    halves = names[: len(names) // 2], names[len(names) // 2 :]
-    for half in halves:
-        part = replace(plan, keep={name: plan.keep[name] for name in half})
-        if not check_plan(model, graph, part, inputs, forward_fn).passed:
-            found += _culprits(model, graph, part, inputs, forward_fn, half)
-    return found or list(halves[1])
+def _of_prunable(scores: Scores, graph: ChannelGraph) -> Scores:
+    """The scores without those of groups that have been frozen since."""
+    prunable = {group.name for group in graph.prunable}
+    return replace(scores, by_group={name: s for name, s in scores.by_group.items() if name in prunable})
