@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(FINGERPRINT)
 BENCH_STAMP := $(VENV)/.bench-$(FINGERPRINT)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help setup demo test lint format bench
+.PHONY: help setup demo test lint format bench coverage-matrix
 
 help:
 	@echo "make demo   install if needed, then prune a trained network end to end"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint   ruff, the formatter's check, pyright strict on src/"
 	@echo "make format let ruff mend what it can"
 	@echo "make bench  run every file of benchmarks/"
+	@echo "make coverage-matrix  prune every network of torchvision and timm's families, write docs/coverage.md (hours; goes on)"
 	@echo "make setup  only install, into $(VENV)"
 
 setup: $(STAMP)
@@ -59,3 +60,7 @@ format: $(STAMP)
 
 bench: $(BENCH_STAMP)
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+# Goes on where it was stopped; ARGS='--only "timm:res*" --jobs 4' to choose.
+coverage-matrix: $(BENCH_STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py $(ARGS)
