@@ -350,7 +350,7 @@ def test_a_model_wrapped_for_distributed_training(tmp_path: Any) -> None:
         ({"mixing": "perhaps"}, UnknownName, "unknown value of mixing 'perhaps'"),
         ({"criterion": "taylor"}, EvidenceError, "criterion taylor needs data"),
         ({"criterion": "taylor", "data": []}, EvidenceError, "the data loader yields nothing"),
-        ({"per_example": True}, UnknownName, "criterion l1 takes no options"),
+        ({"per_example": True}, UnknownName, "unknown option of criterion l1"),
         ({"budget": Budget(macs=0.001)}, BudgetNotMet, "can't be reached: the smallest allowed network has"),
         ({"budget": Budget(macs=1.0)}, NothingPruned, "the network already meets the budget"),
         ({"budget": Budget(latency="1ms")}, InvalidBudget, "a budget on latency needs a measured latency model"),

@@ -236,5 +236,8 @@ def tensors_in(value: Any, depth: int = 0) -> list[Tensor]:
 
 
 def _batch_size(inputs: Any) -> int:
+    """Examples in the inputs: entries of the first tensor's first axis, or of the list that holds one image each (detection)."""
+    if isinstance(inputs, (tuple, list)) and inputs and isinstance(inputs[0], list):
+        return max(len(cast("list[Any]", inputs[0])), 1)
     tensor = first_tensor(inputs)
     return int(tensor.shape[0]) if tensor is not None and tensor.ndim >= 2 and not isinstance(inputs, list) else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -23,7 +24,7 @@ from prunus.types import Role, Units, call_model
 
 _CHECKS_WIDTH = "`nn.MultiheadAttention` insists on the width that it was made with"
 _ATTRIBUTE = "_prunus_labels"
-_NOT_THE_NETWORK = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+_NOT_THE_NETWORK = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent}{os.sep}", "<")
 
 
 class _Mark:

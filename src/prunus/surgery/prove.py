@@ -183,9 +183,7 @@ def prove(checks: Checks, graph: ChannelGraph, plan_for: Callable[[ChannelGraph]
             raise VerificationFailed(f"removal differs from silencing in every group: {report.detail}", report)
 
 
-def _without_coincidences(
-    checks: Checks, graph: ChannelGraph, plan: PruningPlan, culprits: Sequence[str]
-) -> ChannelGraph | None:
+def _without_coincidences(checks: Checks, graph: ChannelGraph, plan: PruningPlan, culprits: Sequence[str]) -> ChannelGraph | None:
     """The graph without repairs of these groups' widths, if they are what failed: an attribute may have their value by chance
     (eight groups of eight channels)."""
     relaxed = graph.without_held(culprits)

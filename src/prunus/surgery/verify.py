@@ -79,7 +79,7 @@ def verify_training(
     for candidate in (inputs, twice(inputs)):
         try:
             with _default_dtype(torch.float64):
-                reference, again = (_outputs(silent, candidate, torch.float64, forward_fn, seed=s, training=True) for s in (0, 1))
+                reference = _outputs(silent, candidate, torch.float64, forward_fn, training=True)
         except Exception:
             continue
         try:
@@ -88,8 +88,12 @@ def verify_training(
         except Exception as error:
             return _failed(small, error, tolerance, "in training mode ")
         report = compare(reference, own, tolerance)
-        if report.passed or not compare(reference, again, tolerance).passed:
-            return VerificationReport(report.max_error, tolerance, True, "" if report.passed else "random in training mode")
+        if report.passed:
+            return report
+        with _default_dtype(torch.float64):
+            again = _outputs(silent, candidate, torch.float64, forward_fn, seed=1, training=True)
+        if not compare(reference, again, tolerance).passed:
+            return VerificationReport(report.max_error, tolerance, True, "random in training mode")
         return replace(report, detail=f"in training mode, {report.detail}")
     return VerificationReport(0.0, tolerance, True, "the original doesn't run in training mode")
 
@@ -168,11 +172,18 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             values = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
             fan_in = tensor[0].numel() if tensor.ndim > 1 else 0
             if id(tensor) in parameters and fan_in > 9:
-                ranks = torch.rand(tensor.shape, generator=generator).flatten(1).argsort(1).view(tensor.shape)
-                values *= (ranks % 2 * 2 - 1) / math.sqrt(fan_in)
+                values *= _balanced_signs(tensor, generator) / math.sqrt(fan_in)
             elif id(tensor) in parameters and fan_in:
                 values /= fan_in
             elif name.endswith("running_mean"):
                 values = -values
             tensor.copy_(values)
     return twin
+
+
+def _balanced_signs(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """As many -1 as +1 in every filter: windows, each at a random place, of one random row of signs (a sort of each is slow)."""
+    fan_in = tensor[0].numel()
+    row = torch.randperm(fan_in, generator=generator) % 2 * 2.0 - 1
+    starts = torch.randint(fan_in, (len(tensor),), generator=generator)
+    return torch.cat([row, row]).unfold(0, fan_in, 1)[starts].view(tensor.shape)
