@@ -133,13 +133,13 @@ class HeldIndex:
 class Units:
     """What is removed as one where a layer divides its channels: the same slot of every group, or a group as a whole.
 
-    ``groups``: whole groups of grouped convolutions; ``norm_groups``: of group norms; ``heads``: paths of the modules whose
-    attention loses whole heads (because the width of a head is part of its scale).
+    ``groups``: whole groups of grouped convolutions; ``norm_groups``: of group norms; ``heads``: path and number of
+    heads of the modules whose attention loses whole heads (because the width of a head is part of its scale).
     """
 
     groups: bool = False
     norm_groups: bool = False
-    heads: frozenset[str] = frozenset()
+    heads: frozenset[tuple[str, int]] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -59,14 +59,14 @@ def scaled_by_number(op: OpCall) -> None:
     """Where attention is taken apart, queries and keys are each multiplied by the fourth root of 1 / width."""
     pointwise(op)
     x: Tensor = op.args[0]
-    labels = op.labels(x, x.ndim - 1) if x.ndim == 4 else None
+    labels = op.labels(x, x.ndim - 1) if x.ndim >= 4 else None
     if labels is not None and math.isclose(float(op.args[1]), len(labels) ** -0.25, rel_tol=1e-6):
         _freeze_width(op, labels)
 
 
 def _freeze_width(op: OpCall, width: LabelVector) -> None:
-    if op.args[0].shape[1] > 1:
-        op.tracer.prefer_heads()
+    if (heads := op.args[0].shape[-3]) > 1:
+        op.tracer.prefer_heads(heads)
     op.freeze(width, _WIDTH_SCALES)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,7 @@ def _varying_axes(op: OpCall, moved: Tensor, original: LabelVector) -> dict[int,
         if len(np.unique(original)) > 1:
             op.freeze(original, "a single channel is selected")
         return {}
-    kept = _channel_axis(op, varying)
+    kept = _channel_axis(op, varying, moved.shape)
     for axis in range(moved.ndim):
         if axis not in varying:
             moved = moved.narrow(axis, 0, 1)
@@ -122,15 +122,16 @@ def _varying_axes(op: OpCall, moved: Tensor, original: LabelVector) -> dict[int,
     return {kept: op.tie(np.ascontiguousarray(table).reshape(-1), len(table))}
 
 
-def _channel_axis(op: OpCall, varying: list[int]) -> int:
+def _channel_axis(op: OpCall, varying: list[int], shape: Sequence[int]) -> int:
     """Of the axes that a channel axis was split into, the one that can get shorter.
 
     In attention that loses whole heads it is that of the heads, in front of a head's width. Else it is the one whose size the
     program left open (-1); the first where features become an image, as in (n, c * h * w) -> (n, c, h, w); else the last, as in
     (n, groups, c // groups, h, w).
     """
-    if len(varying) > 1 and op.tracer.module_path in op.tracer.units.heads:
-        return varying[-2]
+    heads = [axis for axis in varying[:-1] if (op.tracer.module_path, shape[axis]) in op.tracer.units.heads]
+    if heads:
+        return heads[-1]
     sizes = op.args[1] if len(op.args) > 1 and isinstance(op.args[1], (list, tuple)) else ()
     left_open = [axis for axis in varying if axis < len(sizes) and sizes[axis] == -1]
     if left_open:

@@ -79,7 +79,7 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.space = space
         self.units = units
-        self.heads: set[str] = set()
+        self.heads: set[tuple[str, int]] = set()
         self.token = object()
         self.written: dict[int, tuple[Tensor, Tensor]] = {}
         self.storages = {parameter.untyped_storage().data_ptr(): parameter for parameter in model.parameters()}
@@ -157,9 +157,10 @@ class Tracer(TorchDispatchMode):
     def reading(self, op: OpCall, index: int, axis: int) -> None:
         """Argument ``index`` is a weight that reads channels along ``axis``; here `silence` zeroes computed weights."""
 
-    def prefer_heads(self) -> None:
-        """The module that is running must lose whole attention heads; where it was traced otherwise, it is traced again."""
-        self.heads.add(self.module_path)
+    def prefer_heads(self, count: int) -> None:
+        """The module that is running has so many attention heads and must lose whole ones; if it was traced otherwise, that is
+        done again."""
+        self.heads.add((self.module_path, count))
 
     def add_layer(
         self,
