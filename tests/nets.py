@@ -9,13 +9,26 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from difficulties import attention, convolutions, held, movement, programs, selection, sequence, statistics, vision
+from difficulties import (
+    attention,
+    blocks,
+    convolutions,
+    held,
+    movement,
+    programs,
+    selection,
+    sequence,
+    stages,
+    statistics,
+    vision,
+    weights,
+)
 from difficulties.network import G, Net, Program, conv, conv_bn, image
 from prunus.types import ChannelGraph, PruningPlan
 
 __all__ = ["EXACT", "FROZEN", "NETS", "REFUSED", "G", "Net", "Program", "conv", "conv_bn", "image", "random_plan", "residual"]
 
-_FAMILIES = (convolutions, movement, statistics, programs, held, attention, sequence, selection, vision)
+_FAMILIES = (convolutions, movement, statistics, programs, held, attention, sequence, selection, vision, stages, blocks, weights)
 NETS = {net.name: net for family in _FAMILIES for net in family.NETS}
 EXACT = [name for name, net in NETS.items() if net.outcome == "exact"]
 REFUSED = [name for name, net in NETS.items() if net.outcome == "refused"]

@@ -224,8 +224,7 @@ NETS = [
     Net(
         "blur pool of one filter",
         _around(lambda: _BlurPool(None), 6, 6),
-        {"stem.0": _stem(6, "", frozen="a depthwise convolution with a fixed width in `aten.convolution"), "head": HEAD},
-        outcome="frozen",
+        {"stem.0": _stem(6, "head.weight/1"), "head": HEAD},
     ),
     Net(  # slots are tied over the groups of both convolutions: {i, i + 4, i + 8, i + 12} of the first one's 16 filters
         "shuffle between grouped convolutions",

@@ -188,7 +188,8 @@ def test_a_weight_that_cannot_be_copied_is_refused() -> None:
         nn.utils.weight_norm(model[1])
     assert _refused(model) == (
         "`1.weight` is a tensor with a gradient graph, which can't be copied with the network: detach it; "
-        "for `torch.nn.utils.weight_norm` use `torch.nn.utils.parametrizations.weight_norm`"
+        "for `torch.nn.utils.weight_norm` and masks of `torch.nn.utils.prune` run the network once under `torch.no_grad()`, or use "
+        "`torch.nn.utils.parametrizations.weight_norm`"
     )
 
 
@@ -270,3 +271,29 @@ def test_looking_at_a_spectral_norm_does_not_change_it() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     prunus.prune(model, torch.randn(2, 3, 12, 12), prunus.Budget(macs=0.9, tolerance=0.5), verify=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_rule_that_fails_freezes_what_it_touches() -> None:
+    @torch.library.custom_op("prunus_test::halve", mutates_args=())
+    def halve(x: torch.Tensor) -> torch.Tensor:
+        return x / 2
+
+    @halve.register_fake
+    def _(x: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    @prunus.op_rule("prunus_test::halve")
+    def _(op: Any) -> None:
+        raise IndexError("out of range")
+
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(halve(self.stem(x)))
+
+    with pytest.warns(prunus.PrunusWarning, match=r"the rule for this operation fails \(IndexError: out of range\) at"):
+        graph = prunus.trace(Halved(), torch.randn(1, 3, 4, 4))
+    assert "the rule for this operation fails (IndexError: out of range)" in (graph["stem"].frozen_because or "")

@@ -16,6 +16,7 @@ from torch import nn
 from prunus.graph.balance import balance
 from prunus.graph.branches import EMPTIABLE, emptiable
 from prunus.graph.cost import ClosedFormCost, WidthTable
+from prunus.graph.held import Held
 from prunus.graph.labels import LabelSpace, LabelVector, named_tensors, resolve
 from prunus.graph.tracer import Tracer
 from prunus.types import ChannelGraph, ChannelGroup, GroupMember, HeldIndex, HeldWidth, Layer, NormAffine, ParameterAxis, Role
@@ -103,6 +104,11 @@ def _roles(space: LabelSpace, tracers: list[Tracer]) -> list[set[Role]]:
             continue
         for axis in np.unique(np.searchsorted(bases, labels[labels >= 0], side="right") - 1):
             found[axis].add(role)
+    for first, other in (pair for t in tracers for pair in reversed(t.terms)):
+        into = np.unique(np.searchsorted(bases, other[other >= 0], side="right") - 1)
+        for axis in np.unique(np.searchsorted(bases, first[first >= 0], side="right") - 1):
+            for term in into:
+                found[term] |= found[axis] & {"reads", "writes"}
     return [roles or {"scales"} for roles in found]
 
 
@@ -213,7 +219,14 @@ def _shared_widths(tracer: Tracer) -> list[tuple[LabelVector, int]]:
 def _held(tracers: list[Tracer], resolved: _Resolved, groups: list[ChannelGroup]) -> tuple[HeldWidth, ...]:
     """Held widths in terms of groups and channels; those that no removal can change are left out."""
     found: dict[tuple[Any, ...], HeldWidth] = {}
+
+    def among(held: Held) -> bytes:
+        return np.unique(resolved.group[held.labels[held.labels >= 0]]).tobytes()
+
+    sole = {(h.key, among(h)) for t in tracers for h in t.held if h.named and not h.rivals}
     for held in (h for t in tracers for h in t.held):
+        if any((rival, among(held)) in sole for rival in held.rivals) and (held.key, among(held)) not in sole:
+            continue  # elsewhere it is clear which of the two attributes counts these channels
         real = held.labels[held.labels >= 0]
         owners, channels = resolved.group[real], resolved.channel[real]
         key = (*held.key, held.named, owners.tobytes(), channels.tobytes())

@@ -30,6 +30,8 @@ class Held(NamedTuple):
     labels: LabelVector
     named: bool
     """Whether the very statement names the attribute, not just the function around it."""
+    rivals: frozenset[tuple[str, str, int | None]] = frozenset()
+    """Other attributes that could be meant as well: the statement names several of this value."""
 
     @property
     def key(self) -> tuple[str, str, int | None]:
@@ -60,6 +62,8 @@ def held_widths(
                 found[i] = (
                     _in_order(named, statement, [p for p, size in enumerate(sizes) if size == len(vector)], place) or candidates
                 )
+                keys = frozenset(held.key for held in found[i])
+                found[i] = [held._replace(rivals=keys - {held.key}) for held in found[i]]
         if all(found):
             break
     return found
@@ -67,6 +71,7 @@ def held_widths(
 
 def _in_order(named: list[Held], statement: Sequence[str], places: Sequence[int], place: int) -> list[Held]:
     """Where a statement names as many attributes of this value as its sizes hold (8 heads of width 8), the order tells which."""
+    places = places[-len(named) :]  # one more of this size is the batch, which comes first
     if place in places and len(named) == len(places) and all(held.item is None for held in named):
         return [sorted(named, key=lambda held: statement.index(held.attribute))[places.index(place)]]
     return named

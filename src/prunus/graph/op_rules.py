@@ -138,7 +138,7 @@ OP_RULES: dict[str, Rule] = {
         "native_dropout dropout alpha_dropout _to_copy clone contiguous copy_ empty_like zeros_like ones_like rand_like"
         " randn_like"
         " full_like bernoulli_ bernoulli uniform_ normal_ fill_ zero_ lift_fresh _prelu_kernel rrelu_with_noise masked_fill where"
-        " copy fill zero complex polar lift floor_divide normal poisson exponential_ geometric_ cauchy_ log_normal_ randint_like"
+        " fake_quantize_per_tensor_affine_cachemask copy fill zero complex polar lift floor_divide normal poisson exponential_ geometric_ cauchy_ log_normal_ randint_like"
         " log_sigmoid_forward"
         " hardswish hardsigmoid hardtanh silu gelu mish elu celu selu leaky_relu softplus softshrink hardshrink threshold relu6",
     ),

@@ -41,6 +41,8 @@ def convolution(op: OpCall) -> None:
         if own is not None or labels is not None:
             op.unify(labels, own)
         op.mark(own, "writes")
+    if written is None and x.shape[1] == groups > 1:
+        written = labels  # one filter, expanded
     moved = {0: batch} if (batch := op.labels(x, 0)) is not None else {}
     moved |= {axis: kept for axis in op.field(x).axes if axis >= 2 and (kept := _over_channels(op, axis)) is not None}
     op.set(op.outs[0], moved if labels is None else {**moved, 1: labels}, parametric=op.field(x).parametric)
@@ -81,6 +83,8 @@ def _depthwise(op: OpCall, incoming: LabelVector | None, weight: Tensor, groups:
     spread = multiplier if not transposed else 1
     if incoming is not None:
         op.hold(incoming)
+    if labels is None and incoming is not None and (weight.stride(0) == 0 or 0 in op.field(weight).free):
+        return np.repeat(incoming, multiplier)  # one filter, expanded to as many channels as there are
     if labels is not None or incoming is not None:
         spread_incoming = None if incoming is None else np.repeat(incoming, spread)
         op.unify(spread_incoming, labels, "a depthwise convolution with a fixed width")

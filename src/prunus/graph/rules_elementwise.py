@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunus.graph.labels import LabelVector
 from prunus.graph.op_call import OpCall, is_mutating
@@ -18,6 +18,8 @@ def pointwise(op: OpCall) -> None:
     """Broadcast the operands' labels together and unify what meets."""
     tensors = op.tensors
     operands = [t for t in tensors if t.ndim and (t.numel() > 1 or op.field(t).axes)]
+    if all(op.field(t).parametric for t in operands):  # a computed weight: the weight itself leads, not its gain or mask
+        operands.sort(key=lambda t: (-t.numel(), not isinstance(t, nn.Parameter)))
     if len(operands) == 1:  # the common case: an activation function, a scale by a number
         before = op.field(operands[0])
         op.follow(operands[0])
@@ -52,6 +54,8 @@ def _meet(op: OpCall, operands: list[Tensor], out: Tensor, axis: int, fixed: dic
         if own < 0 or tensor.shape[own] == 1 or tensor.stride(own) == 0 or own in op.field(tensor).free:
             continue  # one entry, or one that was expanded to the width of what it meets
         labels = op.labels(tensor, own)
+        if labels is not None and found is not None and op.func._schema.name in _SUMS and _computed(op, operands, out):
+            op.tracer.terms.append((found, labels))
         if labels is None:
             is_fixed = True
             if own in (reasons := op.field(tensor).fixed):
@@ -67,6 +71,14 @@ def _meet(op: OpCall, operands: list[Tensor], out: Tensor, axis: int, fixed: dic
     else:
         fixed[axis] = op.freeze(found, "meets a tensor whose width is fixed")
     return None
+
+
+_SUMS = {f"aten::{name}" for name in ("add", "add_", "sub", "sub_")}
+
+
+def _computed(op: OpCall, operands: list[Tensor], out: Tensor) -> bool:
+    """Whether this is a weight made of several of its shape: each of them writes and reads what their sum does."""
+    return all(op.field(t).parametric and t.shape == out.shape for t in operands)
 
 
 def _written_into_view(op: OpCall, target: Tensor, before: dict[int, LabelVector], after: dict[int, LabelVector]) -> None:

@@ -133,7 +133,7 @@ def _channel_axis(op: OpCall, varying: list[int], shape: Sequence[int]) -> int:
     if heads:
         return heads[-1]
     sizes = op.args[1] if len(op.args) > 1 and isinstance(op.args[1], (list, tuple)) else ()
-    left_open = [axis for axis in varying if axis < len(sizes) and sizes[axis] == -1]
+    left_open = [axis for axis in varying if axis < len(sizes) and isinstance(sizes[axis], int) and sizes[axis] == -1]
     if left_open:
         return left_open[0]
     return varying[0] if len(varying) > 2 and op.tensors[0].ndim == 2 else varying[-1]

@@ -118,7 +118,8 @@ def _check_copyable(model: nn.Module) -> None:
             if isinstance(value, Tensor) and not value.is_leaf:
                 raise UnsupportedNetwork(
                     f"`{path}.{attribute}` is a tensor with a gradient graph, which can't be copied with the network: detach it; "
-                    "for `torch.nn.utils.weight_norm` use `torch.nn.utils.parametrizations.weight_norm`"
+                    "for `torch.nn.utils.weight_norm` and masks of `torch.nn.utils.prune` run the network once under "
+                    "`torch.no_grad()`, or use `torch.nn.utils.parametrizations.weight_norm`"
                 )
 
 
@@ -172,7 +173,7 @@ def _trace_mode(
             except ValuesNeeded:
                 break
             except UnsupportedNetwork as error:
-                failure = error
+                failure = error if failure is None or inputs is candidates[0] else failure  # of the inputs that were given
     assert failure is not None, "a run on real values never asks for values"
     raise failure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunus.errors import PrunusWarning
 from prunus.graph.activations import LiveActivations
 from prunus.graph.dry_run import ValuesNeeded, needs_values, shape_only
 from prunus.graph.held import Held
@@ -93,6 +95,7 @@ class Tracer(TorchDispatchMode):
         self.pairs: list[tuple[LabelVector, LabelVector]] = []
         self.splits: list[tuple[LabelVector, int]] = []
         self.roles: list[tuple[LabelVector, Role]] = []
+        self.terms: list[tuple[LabelVector, LabelVector]] = []  # weights of one shape that are added
         self.frozen: list[tuple[LabelVector, str]] = []
         self.mixing: list[LabelVector] = []
         self.held: list[Held] = []
@@ -199,12 +202,21 @@ class Tracer(TorchDispatchMode):
             for labels in self.field(tensor).numbers:
                 call.freeze(labels, "the number of a channel is used")
         rule = rule_for(func)
-        if rule is not None:
-            rule(call)
-        else:
+        if rule is None:
             self._unknown(call)
+        else:
+            self._apply(rule, call)
         self.activations.record([o for o in call.outs if not self.field(o).parametric], self)
         return call.out
+
+    def _apply(self, rule: Callable[[OpCall], None], call: OpCall) -> None:
+        """A rule that fails is a bug (ours or that of a rule that was registered): what the operation touches is frozen."""
+        try:
+            rule(call)
+        except Exception as error:
+            failed = f"the rule for this operation fails ({type(error).__name__}: {error})"
+            warnings.warn(f"{failed} at {call.place}; its channels are frozen: please report it", PrunusWarning, stacklevel=2)
+            call.freeze_all(failed)
 
     def _remember_parameter(self, args: tuple[Any, ...]) -> None:
         """Before the first write to a parameter (an embedding that renormalises itself), keep its values."""
