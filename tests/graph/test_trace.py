@@ -188,8 +188,8 @@ def test_a_weight_that_cannot_be_copied_is_refused() -> None:
         nn.utils.weight_norm(model[1])
     assert _refused(model) == (
         "`1.weight` is a tensor with a gradient graph, which can't be copied with the network: detach it; "
-        "for `torch.nn.utils.weight_norm` and masks of `torch.nn.utils.prune` run the network once under `torch.no_grad()`, or use "
-        "`torch.nn.utils.parametrizations.weight_norm`"
+        "for `torch.nn.utils.weight_norm` and masks of `torch.nn.utils.prune` run the network once under `torch.no_grad()`, "
+        "or use `torch.nn.utils.parametrizations.weight_norm`"
     )
 
 

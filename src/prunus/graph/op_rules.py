@@ -13,6 +13,7 @@ from prunus.graph import (
     rules_elementwise,
     rules_movement,
     rules_opaque,
+    rules_parts,
     rules_selection,
     rules_sequence,
     rules_statistics,
@@ -112,9 +113,9 @@ OP_RULES: dict[str, Rule] = {
     # movement along the channel axis itself is exact only where a replay on the surviving labels gives the surviving labels
     **_rows(rules_movement.concatenate, "cat"),
     **_rows(rules_movement.stack, "stack"),
-    **_rows(rules_movement.part, "slice split split_with_sizes narrow chunk"),
-    **_rows(rules_movement.absolute_index, "select unbind index_select gather roll unfold as_strided take_along_dim"),
-    **_rows(rules_movement.part, "unsafe_split unsafe_split_with_sizes"),
+    **_rows(rules_parts.part, "slice split split_with_sizes narrow chunk"),
+    **_rows(rules_parts.absolute_index, "select unbind index_select gather roll unfold as_strided take_along_dim"),
+    **_rows(rules_parts.part, "unsafe_split unsafe_split_with_sizes"),
     **_rows(rules_movement.pad, "constant_pad_nd"),
     **_rows(rules_algebra.in_place_shape, "transpose_ swapaxes_ swapdims_ t_ squeeze_ unsqueeze_ as_strided_"),
     **_rows(
@@ -138,7 +139,8 @@ OP_RULES: dict[str, Rule] = {
         "native_dropout dropout alpha_dropout _to_copy clone contiguous copy_ empty_like zeros_like ones_like rand_like"
         " randn_like"
         " full_like bernoulli_ bernoulli uniform_ normal_ fill_ zero_ lift_fresh _prelu_kernel rrelu_with_noise masked_fill where"
-        " fake_quantize_per_tensor_affine_cachemask copy fill zero complex polar lift floor_divide normal poisson exponential_ geometric_ cauchy_ log_normal_ randint_like"
+        " fake_quantize_per_tensor_affine_cachemask"
+        " copy fill zero complex polar lift floor_divide normal poisson exponential_ geometric_ cauchy_ log_normal_ randint_like"
         " log_sigmoid_forward"
         " hardswish hardsigmoid hardtanh silu gelu mish elu celu selu leaky_relu softplus softshrink hardshrink threshold relu6",
     ),

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from prunus.graph.labels import LabelVector
 from prunus.graph.op_call import OpCall
-from prunus.graph.rules_movement import absolute_index
 from prunus.graph.rules_opaque import except_on, freeze_axes
+from prunus.graph.rules_parts import absolute_index
 from prunus.graph.rules_statistics import along_axis, reduction
 
 
