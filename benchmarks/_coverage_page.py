@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from _coverage_peer_page import peer_section
+
 from prunus.files import write_atomically
 
 Row = Mapping[str, Any]
 VERDICTS = ("exact", "exact after repair", "partly frozen", "refused", "error", "time-out")
-PEER_VERDICTS = ("exact", "inexact", "broken forward", "error", "time-out")
 KINDS = ("cnn", "hybrid", "transformer", "quantized", "segmentation", "detection", "video", "optical flow")
 ENOUGH = 0.8
 """Share of the MACs that a network must hold in prunable channels to count as prunable."""
@@ -48,6 +49,7 @@ def page(rows: Mapping[str, Any]) -> str:
         "pass.",
         "",
         *_counts(networks),
+        *peer_section(networks, header),
         *_families(networks),
         *_slowest(networks),
         *_table(networks),
@@ -66,11 +68,6 @@ def _counts(networks: Mapping[str, Row]) -> list[str]:
             enough = sum(_prunable(r) for r in chosen)
             counts = " | ".join(str(verdicts[v]) for v in VERDICTS)
             lines.append(f"| {kind} | {len(chosen)} | {counts} | {enough} |")
-    peers = [r["peer"] for r in networks.values() if "peer" in r]
-    if peers:
-        verdicts = Counter(p["verdict"] for p in peers)
-        told = ", ".join(f"{v} {verdicts[v]}" for v in PEER_VERDICTS)
-        lines += ["", f"torch-pruning 1.6.1 on {len(peers)} of them, same ratio, same limits: {told}."]
     return [*lines, ""]
 
 
@@ -105,11 +102,12 @@ def _slowest(networks: Mapping[str, Row]) -> list[str]:
 
 def _table(networks: Mapping[str, Row]) -> list[str]:
     peers = any("peer" in row for row in networks.values())
+    told = " torch-pruning | s | Prunus beside it, s |" if peers else ""
     lines = [
         "## Networks",
         "",
-        "| network | input | verdict | MACs | mixing | s | forward s | memory |" + (" torch-pruning | s |" if peers else ""),
-        "|---|---|---|---:|---:|---:|---:|---:|" + ("---|---:|" if peers else ""),
+        "| network | input | verdict | MACs | mixing | s | forward s | memory |" + told,
+        "|---|---|---|---:|---:|---:|---:|---:|" + ("---|---:|---:|" if peers else ""),
     ]
     for key, row in networks.items():
         cells = [key, row.get("input", ""), row["verdict"], _percent(row.get("prunable_share")), row.get("mixing", "")]
@@ -117,7 +115,7 @@ def _table(networks: Mapping[str, Row]) -> list[str]:
         cells.append(_memory(row))
         if peers:
             peer = row.get("peer", {})
-            cells += [peer.get("verdict", ""), _number(peer.get("seconds"))]
+            cells += [peer.get("verdict", ""), _number(peer.get("seconds")), _number(peer.get("prunus_seconds"))]
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     return [*lines, ""]
 
