@@ -33,7 +33,15 @@ MAY_IMPORT = {
 SHELL = {"__init__", "__main__", "pipeline", "cli", "demo", "laboratory"}
 CORE = {"errors", "files", "types", "graph", "importance", "allocation", "surgery", "reconstruction"}
 CORE_PACKAGES = {"torch", "numpy", "scipy", "safetensors", "typing_extensions"}
-ONLY_IN = {"accelerate": {"training"}, "pydantic": {"config"}, "plotly": {"report"}, "timm": {"sources"}, "sklearn": {"sources"}}
+ONLY_IN = {
+    "accelerate": {"training"},
+    "pydantic": {"config"},
+    "plotly": {"report"},
+    "timm": {"sources"},
+    "sklearn": {"sources", "importance"},
+}
+EXTRAS = {("importance", "sklearn")}
+"""Imports of the core that only one function makes, when it is called, and whose absence it reports."""
 
 
 def imports(file: Path, package: tuple[str, ...]) -> Iterator[str]:
@@ -61,6 +69,7 @@ def violations(root: Path) -> list[str]:
             elif top == "prunus" and other == "cli" and part != "__main__" and other != part:
                 found.append(f"{inside}: prunus.cli")
             heavy = top != "prunus" and part in CORE and top not in CORE_PACKAGES | sys.stdlib_module_names
+            heavy = heavy and (part, top) not in EXTRAS
             if heavy or part not in ONLY_IN.get(top, {part}):
                 found.append(f"{inside}: {top}")
     return found

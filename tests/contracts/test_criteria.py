@@ -13,10 +13,41 @@ from torch import Tensor, nn
 import prunus
 from prunus import CRITERIA, EvidenceError, NothingPruned, PrunusWarning, UnknownName
 from prunus.importance import CriterionRow
+from prunus.importance.criteria import resolve_criterion
 from small_nets import NETS, batches, build, images
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in CRITERIA]
-VARIANTS += [(n, {o: v}) for n, row in CRITERIA.items() for o, values in row.variants.items() for v in values]
+VARIANTS += [
+    (name, {option: value})
+    for name, row in CRITERIA.items()
+    for option, values in row.variants.items()
+    for value, other in values.items()
+    if (other.function, other.needs) != (row.function, row.needs)  # the row's own value is the row
+    and option != "greedy"  # the oracle in every order: minutes; see tests/importance/test_ablation.py
+]
+VARIANTS += [
+    ("l1", {"layer_adaptive": True, "members": "max"}),
+    ("l2", {"greedy": 0.25, "normalisation": "rank"}),
+    ("fpgm", {"norm_share": 0.25, "members": "sum"}),
+    ("taylor", {"division": "released", "normalisation": "max"}),
+    ("l1 + 0.5*taylor", {}),
+]
+SIGNED = {"obd", "oracle"}
+"""Criteria whose scores may be negative."""
+NEED_NORMS = {"bn_scale", "norms", "norm_scales"}
+WITHOUT_LOSS = {"apoz", "activation_mean", "activation_std", "activation_max", "entropy", "feature_map_rank", "lasso"}
+WITHOUT_GRADIENTS = {*WITHOUT_LOSS, "oracle", "aofp_damage", "particle_filter"}
+COUNTING = {"apoz", "entropy", "feature_map_rank", "lasso"}
+"""Criteria that count, rank or select: equal scores are in order, and low precision may tip a count."""
+BY_NUMBER = {"random", "first_k", "aofp_damage", "particle_filter"}
+"""Criteria that draw or count by the channels' numbers."""
+TRIALS = {"oracle", "aofp_damage", "particle_filter"}
+"""Criteria that try many networks: one network will do, the rest is in the tests of their own files."""
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:criterion bn_scale. .* gammas:prunus.PrunusWarning"),
+    pytest.mark.filterwarnings("ignore:APoZ counts exact zeros:prunus.PrunusWarning"),
+    pytest.mark.filterwarnings("ignore:criterion feature_map_rank says nothing:prunus.PrunusWarning"),
+]
 every_criterion = pytest.mark.parametrize(("criterion", "options"), VARIANTS)
 every_net = pytest.mark.parametrize("net", NETS)
 
@@ -24,18 +55,25 @@ every_net = pytest.mark.parametrize("net", NETS)
 def score(model: nn.Module, criterion: Any, dtype: torch.dtype = torch.float32, **options: Any) -> prunus.Scores:
     """Scores of every group that can be scored; data where the criterion wants them."""
     graph = prunus.trace(model, images(dtype=dtype))
-    needs = CRITERIA[criterion].needs if isinstance(criterion, str) else criterion.needs
-    return prunus.score(model, graph, criterion, batches(2, dtype=dtype) if needs else None, **options)
+    return prunus.score(model, graph, criterion, batches(2, dtype=dtype) if needs(criterion) else None, **options)
+
+
+def needs(criterion: Any) -> frozenset[str]:
+    return resolve_criterion(criterion, {}).needs
 
 
 def has_norms(net: str) -> bool:
     return any(isinstance(m, nn.BatchNorm2d) for m in NETS[net]().modules())
 
 
-def skip_without_norms(criterion: str, net: str) -> None:
+def skip_without_norms(criterion: str, options: dict[str, Any], net: str) -> None:
     """Not a hole: `tests/importance/test_weights.py` asserts what bn_scale says about such networks."""
-    if criterion == "bn_scale" and not has_norms(net):
-        pytest.skip("bn_scale needs norm layers")
+    if {criterion, options.get("on")} & NEED_NORMS and not has_norms(net):
+        pytest.skip("needs norm layers")
+    if criterion == "feature_map_rank" and net == "Flattened":
+        pytest.skip("needs maps")
+    if criterion in TRIALS and net != "Plain":
+        pytest.skip("slow: one network will do")
 
 
 def digest(model: nn.Module) -> str:
@@ -58,17 +96,18 @@ def digest(model: nn.Module) -> str:
 @every_net
 @every_criterion
 def test_a_finite_score_for_every_channel(net: str, criterion: str, options: dict[str, Any]) -> None:
-    skip_without_norms(criterion, net)
+    skip_without_norms(criterion, options, net)
     model = build(net)
     graph, scores = prunus.trace(model, images()), score(model, criterion, **options)
     assert scores.criterion == criterion
-    assert set(scores.by_group) == {g.name for g in graph.prunable}
+    expected = {g.name for g in graph.prunable}
+    assert set(scores.by_group) == expected or (criterion == "feature_map_rank" and set(scores.by_group) < expected)
     for name, values in scores.by_group.items():
         assert values.shape == (graph[name].num_channels,)
         assert values.dtype == torch.float64
         assert torch.isfinite(values).all()
-        assert len(values.unique()) > 1
-        assert float(values.min()) >= 0
+        assert len(values.unique()) > 1 or criterion in COUNTING
+        assert float(values.min()) >= 0 or criterion in SIGNED
 
 
 @every_criterion
@@ -81,9 +120,9 @@ def test_the_same_seed_gives_the_same_scores(criterion: str, options: dict[str, 
 @every_criterion
 def test_scores_follow_their_channels(net: str, criterion: str, options: dict[str, Any]) -> None:
     """Permuting the channels of a group permutes its scores and leaves all others."""
-    skip_without_norms(criterion, net)
-    if criterion == "random":
-        pytest.skip("random looks at no channel")
+    skip_without_norms(criterion, options, net)
+    if criterion in BY_NUMBER or "racing" in options:
+        pytest.skip("goes by the channels' numbers")
     model = build(net, torch.float64)
     before = score(model, criterion, torch.float64, **options).by_group
     graph = prunus.trace(model, images(dtype=torch.float64))
@@ -96,10 +135,10 @@ def test_scores_follow_their_channels(net: str, criterion: str, options: dict[st
             moved = tensor.index_select(axis, member.positions[order].reshape(-1))
             tensor.index_copy_(axis, member.positions.reshape(-1), moved)
     after = score(model, criterion, torch.float64, **options).by_group
-    for name in before:
+    for name in after:
         expected = before[name][order] if name == group.name else before[name]
         torch.testing.assert_close(after[name], expected, rtol=1e-8, atol=1e-12)
-    assert not torch.allclose(after[group.name], before[group.name])
+    assert criterion in COUNTING or not torch.allclose(after[group.name], before[group.name], atol=0)
 
 
 class Busybody(nn.Module):
@@ -129,7 +168,7 @@ def test_the_model_is_left_as_found(criterion: str, options: dict[str, Any], tra
 
 @every_criterion
 def test_the_model_is_left_as_found_when_the_data_fail(criterion: str, options: dict[str, Any]) -> None:
-    if not CRITERIA[criterion].needs:
+    if not needs(criterion):
         pytest.skip("needs no data")
     model = build("Plain").train()
     model.classifier.weight.requires_grad_(False)
@@ -147,6 +186,8 @@ def test_the_model_is_left_as_found_when_the_data_fail(criterion: str, options: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @every_criterion
 def test_scores_in_lower_precision_are_close(criterion: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+    if criterion in COUNTING | TRIALS and dtype == torch.bfloat16:
+        pytest.skip("counts and differences of losses aren't continuous, or too fine")
     exact = score(build("Plain", torch.float64), criterion, torch.float64, **options).by_group
     found = score(build("Plain", dtype), criterion, dtype, **options).by_group
     for name in exact:
@@ -156,7 +197,8 @@ def test_scores_in_lower_precision_are_close(criterion: str, options: dict[str, 
 
 @every_criterion
 def test_a_row_says_what_it_is(criterion: str, options: dict[str, Any]) -> None:
-    row = CRITERIA[criterion].with_options(options)
+    row = resolve_criterion(criterion, options)
+    assert isinstance(row, CriterionRow)
     assert row.name == criterion
     assert len(row.summary) > 30
     assert len(row.paper) > 10
@@ -166,7 +208,7 @@ def test_a_row_says_what_it_is(criterion: str, options: dict[str, Any]) -> None:
 
 
 def data_driven() -> list[tuple[str, dict[str, Any]]]:
-    return [(name, options) for name, options in VARIANTS if CRITERIA[name].needs]
+    return [(name, options) for name, options in VARIANTS if needs(name)]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +225,7 @@ def detached(output: Tensor, batch: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("data", "loss_fn", "text"),
     [
-        (None, None, r"criterion taylor needs data: pass data=loader, which yields \(inputs, targets\)"),
+        (None, None, r"criterion .+ needs data: pass data=loader, which yields \(inputs, targets\)"),
         ([], None, "the data loader yields nothing"),
         ([(images(2), torch.tensor([1, 2]))], lambda out, _: out.sum() * float("nan"), "the loss is nan on a scoring batch"),
         ([(images(2), torch.tensor([1, 2]))], lambda out, _: out.sum() * float("inf"), "the loss is -?inf on a scoring batch"),
@@ -199,6 +241,10 @@ def detached(output: Tensor, batch: Any) -> Tensor:
 def test_bad_evidence(
     plain: tuple[nn.Module, prunus.ChannelGraph], criterion: str, options: dict[str, Any], data: Any, loss_fn: Any, text: str
 ) -> None:
+    if criterion in WITHOUT_LOSS and data:
+        pytest.skip("no loss is taken")
+    if criterion in WITHOUT_GRADIENTS and loss_fn is detached:
+        pytest.skip("no gradient is taken")
     with pytest.raises(EvidenceError, match=text):
         prunus.score(*plain, criterion, data, loss_fn, **options)
 
@@ -212,7 +258,7 @@ def test_batches_limits_what_is_read(
     limited = prunus.score(*plain, criterion, data, batches=2, **options).by_group
     every = prunus.score(*plain, criterion, iter(data), **options).by_group
     assert all(torch.equal(two[name], limited[name]) for name in two)
-    assert not torch.equal(two["two.0"], every["two.0"])
+    assert criterion in COUNTING or not torch.equal(two["two.0"], every["two.0"])
 
 
 @pytest.mark.parametrize(("criterion", "options"), data_driven())
@@ -239,11 +285,29 @@ def test_forward_fn_and_loss_fn_may_read_batches_of_their_own(
     [
         ("l3", {}, r"unknown criterion 'l3': did you mean l\d or l\d\?"),
         ("tailor", {}, "unknown criterion 'tailor': did you mean taylor?"),
-        ("zzz", {}, "unknown criterion 'zzz': known are: bn_scale, l1, l2, random, taylor"),
+        ("zzz", {}, f"unknown criterion 'zzz': known are: {', '.join(sorted(CRITERIA))}"),
         ("taylor", {"per_exampel": True}, "unknown option of criterion taylor 'per_exampel': did you mean per_example?"),
         ("taylor", {"per_example": "maybe"}, r"unknown value of taylor\.per_example 'maybe': known are: False, True"),
         ("taylor", {"per_example": [1]}, r"unknown value of taylor\.per_example"),
-        ("l1", {"p": 2}, "criterion l1 takes no options, so 'p' means nothing"),
+        (
+            "l1",
+            {"p": 2},
+            "unknown option of criterion l1 'p': known are: greedy, layer_adaptive, macs_penalty, members, normalis",
+        ),
+        ("l1", {"members": "avg"}, r"unknown value of l1\.members 'avg': known are: l2, max, mean, sum"),
+        ("l1", {"layer_adaptive": 1}, r"unknown value of l1\.layer_adaptive '1': known are: False, True"),
+        ("l1", {"greedy": 1.5}, r"l1\.greedy=1\.5 is not False, or True, or a number from 0 up and below 1"),
+        ("l1", {"macs_penalty": -1}, r"l1\.macs_penalty=-1 is not a number from 0 up"),
+        ("fpgm", {"layer_adaptive": True}, "unknown option of criterion fpgm 'layer_adaptive': known are"),
+        ("taylor", {"per_example": True, "on": "weights"}, "can't have on='weights' together with per_example=True: choose one"),
+        ("taylor", {"on": "weights", "division": "mean"}, "unknown option of criterion taylor 'division': known are: "),
+        ("l1 + tailor", {}, "unknown criterion 'tailor': did you mean taylor?"),
+        (
+            "l1 + -1*taylor",
+            {},
+            r"can't read the weight '-1' in the sum of criteria 'l1 \+ -1\*taylor': write names with positive",
+        ),
+        ("l1 + taylor", {"greedy": 0.5}, "unknown option of a sum of criteria 'greedy'"),
     ],
 )
 def test_unknown_names(plain: tuple[nn.Module, prunus.ChannelGraph], criterion: str, options: dict[str, Any], text: str) -> None:
@@ -318,4 +382,10 @@ def test_own_criteria_take_no_options_and_know_their_evidence(plain: tuple[nn.Mo
 def test_the_table_is_sound() -> None:
     assert {name: row.name for name, row in CRITERIA.items()} == {name: name for name in CRITERIA}
     assert all(isinstance(row, CriterionRow) for row in CRITERIA.values())
-    assert {name for name, row in CRITERIA.items() if row.comparable} == {"random", "bn_scale", "taylor"}
+    not_comparable = {"l1", "max_response", "l2", "fpgm", "next_layer_weight", "gradient_mean"}
+    comparable = {"random", "first_k", "bn_scale", "taylor", "taylor_2016", "taylor_second_order", "obd"}
+    assert all(CRITERIA[name].comparable for name in comparable)
+    assert not any(CRITERIA[name].comparable for name in not_comparable)
+    assert CRITERIA["l1"].with_options({"normalisation": "max"}).comparable
+    assert CRITERIA["l1"].with_options({"layer_adaptive": True}).comparable
+    assert not CRITERIA["l1"].with_options({"normalisation": "none", "layer_adaptive": False}).comparable

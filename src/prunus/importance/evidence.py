@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,30 +34,43 @@ class Evidence:
 
 @dataclass(frozen=True)
 class DataRun:
-    """Data, loss and call convention of a collection."""
+    """Data, loss and call convention of a collection; ``seed`` is for collectors that draw."""
 
     data: Iterable[Any]
     loss_fn: LossFn | None = None
     forward_fn: ForwardFn | None = None
     batches: int | None = None
+    seed: int = 0
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Mean loss of the batch; cross entropy where no ``loss_fn`` was given."""
-        parts = cast("tuple[Any, ...]", batch) if isinstance(batch, (tuple, list)) else ()
-        pair = parts if len(parts) > 1 else None
+    def output(self, model: nn.Module, batch: Any) -> Any:
+        """What the model makes of the batch's inputs."""
+        pair = _pair(batch)
         if pair is None and (self.loss_fn is None or self.forward_fn is None):
             kind = type(batch).__name__
             raise EvidenceError(f"the loader yields a {kind}: yield (inputs, targets), or give forward_fn and loss_fn")
-        output = call_model(model, batch if pair is None else pair[0], self.forward_fn)
-        loss = self.loss_fn(output, batch) if self.loss_fn is not None else _cross_entropy(output, cast("Any", pair)[1])
+        return call_model(model, self.inputs(batch), self.forward_fn)
+
+    def loss_of(self, output: Any, batch: Any) -> Tensor:
+        """Mean loss of the batch, a finite scalar; cross entropy where no ``loss_fn`` was given."""
+        loss = self.loss_fn(output, batch) if self.loss_fn is not None else _cross_entropy(output, batch[1])
         if not isinstance(cast("Any", loss), Tensor) or loss.numel() != 1:
             shape = tuple(loss.shape) if isinstance(cast("Any", loss), Tensor) else type(loss).__name__
             raise EvidenceError(f"loss_fn(output, batch) must return the batch's mean, a tensor with one value, not {shape}")
         if not bool(torch.isfinite(loss)):
             raise EvidenceError(f"the loss is {loss.item()} on a scoring batch, so scores would mean nothing: check the data")
+        return loss.reshape(())
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Mean loss of the batch, through which gradients flow."""
+        loss = self.loss_of(self.output(model, batch), batch)
         if not loss.requires_grad:
             raise EvidenceError("the loss doesn't depend on the network's weights through autograd: don't detach it")
-        return loss.reshape(())
+        return loss
+
+    def inputs(self, batch: Any) -> Any:
+        """The first part of a batch ``(inputs, targets)``, or all of any other batch."""
+        pair = _pair(batch)
+        return batch if pair is None else pair[0]
 
     def __iter__(self) -> Iterator[Any]:
         empty = True
@@ -66,6 +79,14 @@ class DataRun:
             yield batch
         if empty:
             raise EvidenceError("the data loader yields nothing, so the criterion can't score: check the data set and drop_last")
+
+
+Collector: TypeAlias = Callable[[nn.Module, ChannelGraph, DataRun], dict[str, Tensor]]
+
+
+def _pair(batch: Any) -> tuple[Any, ...] | None:
+    parts = tuple(cast("Iterable[Any]", batch)) if isinstance(batch, (tuple, list)) else ()
+    return parts if len(parts) > 1 else None
 
 
 def _cross_entropy(output: Any, targets: Any) -> Tensor:
@@ -88,13 +109,13 @@ def gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[
     weights = {m.parameter_axis.parameter: tensors[m.parameter_axis.parameter] for members in readers.values() for m in members}
     totals: dict[str, Tensor] = {}
     count = 0
-    with _for_gradients(model, list(weights.values())):
+    with for_gradients(model, list(weights.values())):
         for batch in run:
             with DirectReaders() if count == 0 else nullcontext() as seen:
-                loss = run.loss(model, _to_device(batch, model))
+                loss = run.loss(model, to_device(batch, model))
             if seen is not None and seen.computed:
                 indirect = seen.indirect(loss, weights.values())
-                readers = _without(readers, {name for name, weight in weights.items() if id(weight) in indirect})
+                readers = without(readers, {name for name, weight in weights.items() if id(weight) in indirect})
             gradients = cast("Gradients", torch.autograd.grad(loss, list(weights.values()), allow_unused=True))
             products = {n: w.detach() * g for (n, w), g in zip(weights.items(), gradients, strict=True) if g is not None}
             for name, squared in _squared_gate_gradients(readers, products):
@@ -132,15 +153,15 @@ def example_gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) 
     totals = {name: torch.zeros(sizes[name], dtype=torch.float64) for name in readers}
     used: set[str] = set()
     count = 0
-    with _for_gradients(model, list(weights.values())):
+    with for_gradients(model, list(weights.values())):
         for batch in run:
-            batch = _to_device(batch, model)
+            batch = to_device(batch, model)
             gates = _example_gates(model, batch, {name: sizes[name] for name in readers})
             with DirectReaders() if count == 0 else nullcontext() as seen:
                 loss = _gated_loss(model, graph, run, batch, gates)
             if seen is not None:
                 indirect = seen.indirect(loss, weights.values())
-                readers = _without(readers, {name for name, weight in weights.items() if id(weight) in indirect})
+                readers = without(readers, {name for name, weight in weights.items() if id(weight) in indirect})
             gradients = cast("Gradients", torch.autograd.grad(loss, list(gates.values()), allow_unused=True))
             for name, gradient in zip(gates, gradients, strict=True):
                 if gradient is not None and name in readers:
@@ -169,19 +190,13 @@ def _gated_loss(model: nn.Module, graph: ChannelGraph, run: DataRun, batch: Any,
         raise EvidenceError(text) from error
 
 
-def _without(readers: Mapping[str, list[GroupMember]], weights: set[str]) -> dict[str, list[GroupMember]]:
+def without(readers: Mapping[str, list[GroupMember]], weights: set[str]) -> dict[str, list[GroupMember]]:
     """The groups that none of ``weights`` reads."""
     return {name: members for name, members in readers.items() if not any(m.parameter_axis.parameter in weights for m in members)}
 
 
-COLLECTORS: dict[str, Callable[[nn.Module, ChannelGraph, DataRun], dict[str, Tensor]]] = {
-    "gate_gradients": gate_gradients,
-    "example_gate_gradients": example_gate_gradients,
-}
-
-
 @contextmanager
-def _for_gradients(model: nn.Module, weights: list[Tensor]) -> Generator[None]:
+def for_gradients(model: nn.Module, weights: list[Tensor]) -> Generator[None]:
     """Evaluation mode, gradients for frozen parameters too; modes, flags, buffers and random state are put back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(weight, weight.requires_grad) for weight in weights]
@@ -203,7 +218,8 @@ def _for_gradients(model: nn.Module, weights: list[Tensor]) -> Generator[None]:
                     buffer.copy_(value)
 
 
-def _to_device(batch: Any, model: nn.Module) -> Any:
+def to_device(batch: Any, model: nn.Module) -> Any:
+    """The batch on the device of the model's parameters."""
     parameter = next(model.parameters(), None)
     if parameter is None:
         return batch
