@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from prunus import Budget, ChannelGraph, ChannelGroup, Cost, GroupMember, InvalidBudget, ParameterAxis, Scores, UnknownName
-from prunus.types import TARGETS, PruningPlan, call_model, first_tensor
+from prunus.budgets import TARGETS
+from prunus.types import PruningPlan, call_model, first_tensor
 
 COST = Cost(macs=1000, parameters=100, activation_bytes=64)
 
@@ -106,8 +107,8 @@ def test_a_float_is_kept_and_everything_else_is_absolute(target: str, amount: An
         ({"activation_bytes": ""}, "can't read budget activation_bytes=''"),
         ({}, "needs at least one of macs, parameters, channels, activation_bytes, file_size, latency"),
         ({"macs": 0.5, "parameters": 0}, "parameters=0 must be above zero"),
-        ({"macs": 0.5, "min_channels": 0}, "min_channels and multiple_of must be at least 1"),
-        ({"macs": 0.5, "multiple_of": 0}, "min_channels and multiple_of must be at least 1"),
+        ({"macs": 0.5, "min_channels": -1}, "min_channels must be at least 0 and multiple_of at least 1"),
+        ({"macs": 0.5, "multiple_of": 0}, "min_channels must be at least 0 and multiple_of at least 1"),
         ({"macs": 0.5, "max_pruning_ratio": 0.0}, r"max_pruning_ratio must be in \(0, 1\]"),
         ({"macs": 0.5, "max_pruning_ratio": 1.1}, r"max_pruning_ratio must be in \(0, 1\]"),
         ({"macs": 0.5, "tolerance": 1.0}, r"tolerance in \[0, 1\)"),

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "prunus"
-BASE = {"errors", "files", "types"}
+BASE = {"budgets", "errors", "files", "types"}
 METHODS = {"importance", "allocation", "surgery"}
 MAY_IMPORT = {
     "errors": set[str](),
     "files": set[str](),
-    "types": {"errors"},
+    "budgets": {"errors"},
+    "types": {"budgets", "errors"},
     "config": BASE,
     "graph": BASE,
     "importance": BASE | {"graph"},
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "sources": {"errors"},
 }
 SHELL = {"__init__", "__main__", "pipeline", "cli", "demo", "laboratory"}
-CORE = {"errors", "files", "types", "graph", "importance", "allocation", "surgery", "reconstruction"}
+CORE = {"budgets", "errors", "files", "types", "graph", "importance", "allocation", "surgery", "reconstruction"}
 CORE_PACKAGES = {"torch", "numpy", "scipy", "safetensors", "typing_extensions"}
 ONLY_IN = {
     "accelerate": {"training"},

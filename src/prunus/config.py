@@ -8,8 +8,8 @@ from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from prunus.budgets import TARGETS, Budget
 from prunus.errors import InvalidBudget, RecipeError, UnknownName
-from prunus.types import TARGETS, Budget
 
 if sys.version_info >= (3, 11):
     import tomllib

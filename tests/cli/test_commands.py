@@ -110,7 +110,13 @@ def test_evaluate_full_and_pruned(nets: Path) -> None:
 def test_criteria_lists_the_table(nets: Path) -> None:
     rows = json.loads(call("criteria", "--json").stdout)
     assert [row["name"] for row in rows] == list(prunus.CRITERIA)
-    assert next(row for row in rows if row["name"] == "taylor")["options"] == ["per_example"]
+    assert next(row for row in rows if row["name"] == "taylor")["options"] == [
+        "division",
+        "macs_penalty",
+        "normalisation",
+        "on",
+        "per_example",
+    ]
     assert "Molchanov" in call("criteria").stdout
 
 

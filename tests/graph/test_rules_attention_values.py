@@ -74,6 +74,17 @@ CASES: dict[str, tuple[Any, ...]] = {
             "layers": ["attention: 10 x [0-2] x 6", "attention: 10 x 6 x 7"],
         },
     ),
+    "sdpa scale, fixed keys": (
+        sdpa(scale=0.5),
+        x(2, 4, 5, 3, a3=0),
+        x(2, 4, 6, 3),
+        x(2, 4, 6, 7),
+        {
+            "out": [{}],
+            "frozen": {"0-2": "meets a width that is fixed"},
+            "layers": ["attention: 40 x 3 x 6", "attention: 40 x 6 x 7"],
+        },
+    ),
     "sdpa scale": (
         sdpa(scale=0.5),
         x(2, 4, 5, 3, a3=0),
@@ -242,7 +253,10 @@ CASES: dict[str, tuple[Any, ...]] = {
         {
             "out": [{1: "0-3"}],
             "tied": ["0 1 10 20", "2 3 11 21"],
-            "layers": ["matrix product: 5 x 3 x 6 x [0-3 0-3]", "matrix product: 5 x 6 x 7 x [0-3 0-3]"],
+            "layers": [
+                "matrix product of activations: 5 x 3 x 6 x [0-3 0-3]",
+                "matrix product of activations: 5 x 6 x 7 x [0-3 0-3]",
+            ],
         },
     ),
     "mul by fourth root": (

@@ -54,6 +54,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "select pixel": (lambda a: a[:, :, 1], x(2, 3, 4, a1=0), {"out": [{1: "0-2"}]}),
     "expand": (lambda a: a.expand(2, 3, 4), x(2, 3, 1, a1=0), {"out": [{1: "0-2"}], "free": [2]}),
     "expand new": (lambda a: a.expand(2, 3, 4), x(3, 1, a0=0), {"out": [{1: "0-2"}], "free": [2]}),
+    "expand in front": (lambda a: a.expand(2, 3, 4), x(3, 1), {"out": [{}], "free": [2]}),
+    "expand beside one": (lambda a: a.expand(2, 1, 3), x(2, 1, 1), {"out": [{}], "free": [2]}),
     "expand channel": (lambda a: a.expand(2, 3), x(2, 1), {"out": [{}], "free": [1]}),
     "repeat": (lambda a: a.repeat(1, 2), x(2, 3, a1=0), {"out": [{1: "0-2 0-2"}]}),
     "repeat one": (lambda a: a.repeat(1, 3, 1), x(2, 1, 4, a2=0), {"out": [{2: "0-3"}], "free": [1]}),

@@ -114,7 +114,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "out": [{0: "100-103", 1: "50-54"}],
             "tied": ["0 200", "1 201", "2 202"],
             "mixed": [([(0, 1), (1, 0)], "200-202", None, None)],
-            "layers": ["matrix product: 1 x [0-2] x [50-54] x [100-103]"],
+            "layers": ["matrix product of activations: 1 x [0-2] x [50-54] x [100-103]"],
         },
     ),
     "bmm activations": (
@@ -125,7 +125,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "out": [{1: "100-103", 2: "50-54"}],
             "tied": ["0 200", "1 201", "2 202"],
             "mixed": [([(0, 2), (1, 1)], "200-202", None, None)],
-            "layers": ["matrix product: 2 x [0-2] x [50-54] x [100-103]"],
+            "layers": ["matrix product of activations: 2 x [0-2] x [50-54] x [100-103]"],
         },
     ),
     "bmm batch": (
@@ -135,7 +135,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         {
             "out": [{0: "10 11", 1: "100-103", 2: "50-54"}],
             "tied": ["10 20", "11 21"],
-            "layers": ["matrix product: 1 x 3 x [50-54] x [10 11] x [100-103]"],
+            "layers": ["matrix product of activations: 1 x 3 x [50-54] x [10 11] x [100-103]"],
         },
     ),
     "bmm batch one side": (
@@ -145,7 +145,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         {
             "out": [{1: "100-103", 2: "50-54"}],
             "frozen": {"20 21": FIXED},
-            "layers": ["matrix product: 2 x 3 x [50-54] x [100-103]"],
+            "layers": ["matrix product of activations: 2 x 3 x [50-54] x [100-103]"],
         },
     ),
     "mv": (
@@ -195,7 +195,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "tied": ["0 200", "1 201", "2 202", "50 300", "51 301", "52 302", "53 303", "54 304"],
             "roles": ["writes 300-304"],
             "mixed": [([(1, 2), (2, 1)], "0-2", None, None)],
-            "layers": ["matrix product: 8 x [200-202] x [50-54]"],
+            "layers": ["matrix product of activations: 8 x [200-202] x [50-54]"],
         },
     ),
     "mm fixed": (
@@ -214,7 +214,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         torch.mm,
         x(4, 3, a1=0),
         x(3, 5, a1=50),
-        {"out": [{1: "50-54"}], "frozen": {"0-2": READ}, "layers": ["matrix product: 4 x [0-2] x [50-54]"]},
+        {"out": [{1: "50-54"}], "frozen": {"0-2": READ}, "layers": ["matrix product of activations: 4 x [0-2] x [50-54]"]},
     ),
     "addmm scalar bias": (
         lambda a, b, c: torch.addmm(c, a, b),

@@ -128,6 +128,12 @@ CASES: dict[str, tuple[Any, ...]] = {
         x(2, 5, 5, 2),
         {"out": [{1: "0-2"}]},
     ),
+    "grid sample of a weight": (
+        lambda a, g: F.grid_sample(a, g, align_corners=False),
+        w(2, 3, 4, 4, a1=0),
+        w(2, 5, 5, 2),
+        {"out": [{1: "0-2"}]},
+    ),
     "grid sample all": (
         lambda a, g: F.grid_sample(a, g, align_corners=False),
         x(2, 3, 4, 4, a0=70, a1=0, a3=60),

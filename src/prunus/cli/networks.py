@@ -16,6 +16,7 @@ from prunus import CRITERIA, Budget, load, prune, save, trace
 from prunus.cli.app import app, console
 from prunus.cli.tables import graph_json, graph_table
 from prunus.errors import RecipeError
+from prunus.importance.criteria import resolve_criterion
 from prunus.sources import DataBundle, load_data, load_model, make_loader, own_normalisation
 
 ModelArgument = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, cifar:resnet20, or path/to/file.py:function")]
@@ -109,7 +110,7 @@ def prune_command(
     bundle = _bundle(data, image_size, seed, model)
     network = _network(model, weights, num_classes, bundle, argument, seed)
     examples = torch.stack([bundle.test[i][0] for i in (0, 1)]) if bundle else _random_input(model, input_shape)
-    needs_data = criterion in CRITERIA and bool(CRITERIA[criterion].needs)
+    needs_data = bool(resolve_criterion(criterion, {}).needs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         loader = make_loader(bundle.calibration, batch_size=64, shuffle=True) if bundle and needs_data else None
@@ -187,7 +188,7 @@ def criteria(as_json: AsJson = False) -> None:
     rows = list(CRITERIA.values())
     if as_json:
         listed = [
-            {"name": r.name, "summary": r.summary, "needs": sorted(r.needs), "options": sorted(r.variants), "paper": r.paper}
+            {"name": r.name, "summary": r.summary, "needs": sorted(r.needs), "options": sorted(r.options), "paper": r.paper}
             for r in rows
         ]
         print(json.dumps(listed, indent=2))
@@ -197,7 +198,7 @@ def criteria(as_json: AsJson = False) -> None:
         table.add_column(heading, overflow="fold")
     for row in rows:
         needs = "yes" if row.needs else "no"
-        table.add_row(row.name, escape(row.summary), needs, ", ".join(row.variants), escape(row.paper))
+        table.add_row(row.name, escape(row.summary), needs, ", ".join(row.options), escape(row.paper))
     console.print(table)
 
 

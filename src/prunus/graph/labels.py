@@ -89,8 +89,9 @@ def resolve(size: int, pairs: list[tuple[LabelVector, LabelVector]]) -> npt.NDAr
     """Class of every label once all paired labels are the same: int64 (size,). Pairs with -1 are ignored."""
     if not pairs:
         return np.arange(size)
-    first = np.concatenate([a for a, _ in pairs])
-    second = np.concatenate([b for _, b in pairs])
+    different = {(id(a), id(b)): (a, b) for a, b in pairs}.values()  # both traces meet most pairs
+    first = np.concatenate([a for a, _ in different])
+    second = np.concatenate([b for _, b in different])
     real = (first >= 0) & (second >= 0) & (first != second)
     first, second = first[real], second[real]
     matrix = coo_matrix((np.ones(len(first), dtype=np.int8), (first, second)), shape=(size, size))

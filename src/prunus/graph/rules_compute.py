@@ -41,7 +41,7 @@ def convolution(op: OpCall) -> None:
         if own is not None or labels is not None:
             op.unify(labels, own)
         op.mark(own, "writes")
-    if written is None and x.shape[1] == groups > 1:
+    if written is None and x.shape[1] == groups > 1 and not transposed:
         written = labels  # one filter, expanded
     moved = {0: batch} if (batch := op.labels(x, 0)) is not None else {}
     moved |= {axis: kept for axis in op.field(x).axes if axis >= 2 and (kept := _over_channels(op, axis)) is not None}

@@ -107,6 +107,8 @@ def gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[
     tensors = dict(named_tensors(model))
     readers = reading_members(model, graph)
     weights = {m.parameter_axis.parameter: tensors[m.parameter_axis.parameter] for members in readers.values() for m in members}
+    if not weights:
+        return {}
     totals: dict[str, Tensor] = {}
     count = 0
     with for_gradients(model, list(weights.values())):
@@ -149,6 +151,8 @@ def example_gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) 
     tensors = dict(named_tensors(model))
     readers = reading_members(model, graph)
     weights = {m.parameter_axis.parameter: tensors[m.parameter_axis.parameter] for members in readers.values() for m in members}
+    if not weights:
+        return {}
     sizes = {g.name: g.num_channels for g in graph.groups}
     totals = {name: torch.zeros(sizes[name], dtype=torch.float64) for name in readers}
     used: set[str] = set()

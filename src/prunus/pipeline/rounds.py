@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from prunus.allocation import allocate
+from prunus.budgets import Amount, Budget
 from prunus.config import PruneConfig
-from prunus.types import Allocator, Amount, Budget, ChannelGraph, Cost, PruningPlan, Scores
+from prunus.types import Allocator, ChannelGraph, Cost, PruningPlan, Scores
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,119 @@
+"""What the small network may cost: targets in the user's units, and the limits of every group."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+from prunus.errors import InvalidBudget
+
+_UNITS = {
+    "macs": {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
+    "parameters": {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9},
+    "channels": {"": 1.0, "K": 1e3},
+    "activation_bytes": {"": 1.0, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30},
+    "file_size": {"": 1.0, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30},
+    "latency": {"": 1.0, "MS": 1.0, "S": 1e3, "US": 1e-3},
+}
+TARGETS = tuple(_UNITS)
+RUNTIMES = ("eager", "compile", "onnxruntime")
+Amount: TypeAlias = "float | int | str"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the small network may cost; every given target must hold.
+
+    A float in (0, 1] is the fraction that is kept; an int, or a string with a unit (``"120M"``, ``"1.5MB"``, ``"8ms"``), is
+    absolute. ``min_channels`` and ``max_pruning_ratio`` (share removed) keep every group alive, but that with ``min_channels=0``
+    a residual or parallel branch may go as a whole (`ChannelGraph.emptiable`); ``multiple_of`` asks for layer
+    widths the runtime likes. ``tolerance``: how far below a target the plan may stay before it is `BudgetNotMet`.
+
+    Raises:
+        InvalidBudget: no target, zero, negative, a float above one, an unknown unit.
+    """
+
+    macs: Amount | None = None
+    parameters: Amount | None = None
+    latency: Amount | None = None
+    activation_bytes: Amount | None = None
+    file_size: Amount | None = None
+    channels: Amount | None = None
+    runtime: Literal["eager", "compile", "onnxruntime"] = "eager"
+    min_channels: int = 1
+    multiple_of: int = 1
+    max_pruning_ratio: float = 0.95
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise InvalidBudget(f"a budget needs at least one of {', '.join(TARGETS)}, e.g. Budget(macs=0.5)")
+        for name, amount in self.targets.items():
+            self.limit(name, 1.0) if isinstance(amount, float) else self.limit(name, math.inf)
+        if self.runtime not in RUNTIMES:
+            raise InvalidBudget(f"runtime={self.runtime!r} is none of {', '.join(RUNTIMES)}")
+        if self.min_channels < 0 or self.multiple_of < 1:
+            raise InvalidBudget("min_channels must be at least 0 and multiple_of at least 1")
+        if not 0 < self.max_pruning_ratio <= 1 or not 0 <= self.tolerance < 1:
+            raise InvalidBudget("max_pruning_ratio must be in (0, 1] and tolerance in [0, 1)")
+
+    @property
+    def targets(self) -> dict[str, Amount]:
+        """The targets that were given, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in TARGETS and getattr(self, f.name) is not None}
+
+    def limit(self, target: str, full: float) -> float:
+        """The absolute limit of ``target`` for a network that costs ``full`` now."""
+        amount = getattr(self, target)
+        if isinstance(amount, bool) or not isinstance(amount, (float, int, str)):
+            raise InvalidBudget(f"budget {target}={amount!r} is not a number")
+        if isinstance(amount, str):
+            value = _absolute(target, amount)
+        elif isinstance(amount, int):
+            value = float(amount)
+        else:
+            if not 0 < amount <= 1:
+                raise InvalidBudget(
+                    f"budget {target}={amount!r}: a float is the fraction to keep, in (0, 1]; "
+                    f"for an absolute amount give an int or a string with a unit, e.g. {target}='{_example(target)}'"
+                )
+            return amount * full
+        if not (value > 0 and math.isfinite(value)):
+            raise InvalidBudget(f"budget {target}={amount!r} must be above zero")
+        return value
+
+    @classmethod
+    def parse(cls, text: str, **limits: Any) -> Budget:
+        """Read ``"macs=0.5,parameters=1.2M"`` (the command line's form)."""
+        amounts: dict[str, Amount] = {}
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            name, _, raw = (s.strip() for s in part.partition("="))
+            if name not in TARGETS or not raw:
+                raise InvalidBudget(f"can't read budget {part!r}: write TARGET=AMOUNT with TARGET one of {', '.join(TARGETS)}")
+            if name in amounts:
+                raise InvalidBudget(f"can't read budget {text!r}: {name} is given twice")
+            try:
+                amounts[name] = int(raw) if re.fullmatch(r"[+-]?\d+", raw) else float(raw)
+            except ValueError:
+                amounts[name] = raw
+        return cls(**amounts, **limits)  # pyright: ignore[reportArgumentType]
+
+
+def _example(target: str) -> str:
+    return {"latency": "8ms", "activation_bytes": "2MB", "file_size": "1.5MB", "channels": "500"}.get(target, "120M")
+
+
+def _absolute(target: str, text: str) -> float:
+    match = re.fullmatch(r"\s*([+-]?[0-9.]+(?:e[+-]?\d+)?)\s*([A-Za-z]*)\s*", text)
+    units = _UNITS[target]
+    try:
+        if match is None or match[2].upper() not in units:
+            raise ValueError
+        return float(match[1]) * units[match[2].upper()]
+    except ValueError:
+        known = ", ".join(u for u in units if u)
+        raise InvalidBudget(
+            f"can't read budget {target}={text!r}: a number and a unit of {known}, e.g. '{_example(target)}'"
+        ) from None
