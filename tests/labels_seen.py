@@ -55,7 +55,7 @@ def words(labels: Any) -> str:
         end = at + 1
         while end < len(numbers) and numbers[end] == numbers[at] + end - at:
             end += 1
-        if end - at < 3:
+        if end - at < 3 or numbers[at] < 0:
             end = at + 1
         parts.append(f"{numbers[at]}-{numbers[end - 1]}" if end - at > 1 else str(numbers[at]))
         at = end

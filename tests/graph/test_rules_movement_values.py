@@ -56,6 +56,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "expand new": (lambda a: a.expand(2, 3, 4), x(3, 1, a0=0), {"out": [{1: "0-2"}], "free": [2]}),
     "expand in front": (lambda a: a.expand(2, 3, 4), x(3, 1), {"out": [{}], "free": [2]}),
     "expand beside one": (lambda a: a.expand(2, 1, 3), x(2, 1, 1), {"out": [{}], "free": [2]}),
+    "expand then transpose": (lambda a: a.expand(2, 3, 2).transpose(1, 2), x(2, 3, 1), {"out": [{}], "free": [1]}),
     "expand channel": (lambda a: a.expand(2, 3), x(2, 1), {"out": [{}], "free": [1]}),
     "repeat": (lambda a: a.repeat(1, 2), x(2, 3, a1=0), {"out": [{1: "0-2 0-2"}]}),
     "repeat one": (lambda a: a.repeat(1, 3, 1), x(2, 1, 4, a2=0), {"out": [{2: "0-3"}], "free": [1]}),
@@ -128,7 +129,9 @@ CASES: dict[str, tuple[Any, ...]] = {
     ),
     "cat of nothing": (lambda a, b: torch.cat([a, b], 1), x(2, 3), x(2, 3), {"out": [{}]}),
     "cat with empty": (lambda a: torch.cat([torch.empty(0), a], 1), x(2, 3, a1=0), {"out": [{1: "0-2"}]}),
-    "cat fixed first": (lambda a, b: torch.cat([b, a], 1), x(2, 3, 4, a1=0), x(2, 2, 4), {"out": [{1: "-1 -1-2"}]}),
+    "cat after one number": (lambda a, b: torch.cat([b, a]), x(3, a0=0), x(1), {"out": [{0: "-1 0-2"}]}),
+    "a window of one": (lambda a: a.unfold(1, 1, 5), x(2, 3, a1=0), {"out": [{}], "frozen": {"0-2": PICKED}}),
+    "cat fixed first": (lambda a, b: torch.cat([b, a], 1), x(2, 3, 4, a1=0), x(2, 2, 4), {"out": [{1: "-1 -1 0-2"}]}),
     "stack": (
         lambda a, b: torch.stack([a, b], 1),
         x(2, 3, a0=70, a1=0),

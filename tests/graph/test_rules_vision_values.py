@@ -69,6 +69,19 @@ CASES: dict[str, tuple[Any, ...]] = {
             "layers": ["deformable convolution(3, 3): 288 x [200-202] x [100-104]"],
         },
     ),
+    "deform fixed weight": (
+        deform,
+        x(2, 3, 4, 4, a1=0),
+        x(2, 18, 4, 4),
+        w(5, 3, 3, 3, a0=100),
+        {
+            "out": [{1: "100-104"}],
+            "frozen": {"0-2": "read by a weight whose width is fixed"},
+            "roles": ["writes 100-104"],
+            "reading": [(1, 1)],
+            "layers": ["deformable convolution(3, 3): 288 x 3 x [100-104]"],
+        },
+    ),
     "deform grouped": (
         deform,
         x(2, 4, 4, 4, a1=0),

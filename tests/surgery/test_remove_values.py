@@ -454,3 +454,10 @@ def test_an_index_edit_has_the_dtype_of_its_buffer() -> None:
     model.register_buffer("order", torch.tensor([3, 1, 0], dtype=torch.int32))
     small = apply_record(model, record_of(IndexEdit("order", torch.tensor([1, 0])), model=model))
     assert small.order.tolist() == [1, 0] and small.order.dtype == torch.int32
+
+
+def test_an_index_edit_may_be_as_long_as_its_buffer() -> None:
+    model = nn.Sequential(conv(3, 4))
+    model.register_buffer("order", torch.tensor([3, 1]))
+    small = apply_record(model, record_of(IndexEdit("order", torch.tensor([1, 0])), model=model))
+    assert small.order.tolist() == [1, 0] and model.order.tolist() == [3, 1]
