@@ -138,5 +138,5 @@ def _layer(call: LayerCall) -> str:
     """``convolution(3, 3): 162.0 x [0-2] x [100-103]``: the factor, and widths as numbers or as labels."""
     widths = [str(width) if isinstance(width, int) else f"[{words(width)}]" for width in (call.reads, call.writes, *call.others)]
     groups = f" in {call.groups} groups" if call.groups > 1 else ""
-    operands = " of activations" if call.kind == "matrix product" and not call.weighted else ""
+    operands = " of activations" if not call.weighted else ""
     return f"{call.kind}{call.kernel or ''}{groups}{operands}: {' x '.join([f'{call.factor:g}', *widths])}"

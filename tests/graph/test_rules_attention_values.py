@@ -46,7 +46,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         {
             "out": [{1: "0-3"}],
             "tied": ["0 10 20", "1 11 21", "2 12 22", "3 13 23"],
-            "layers": ["attention: 10 x 3 x 6 x [0-3]", "attention: 10 x 6 x 7 x [0-3]"],
+            "layers": ["attention of activations: 10 x 3 x 6 x [0-3]", "attention of activations: 10 x 6 x 7 x [0-3]"],
         },
     ),
     "sdpa head width": (
@@ -58,7 +58,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "out": [{3: "20-26"}],
             "tied": ["0 10", "1 11", "2 12"],
             "frozen": {"0-2": WIDTH},
-            "layers": ["attention: 40 x [0-2] x 6", "attention: 40 x 6 x [20-26]"],
+            "layers": ["attention of activations: 40 x [0-2] x 6", "attention of activations: 40 x 6 x [20-26]"],
             "heads": [("", 4)],
         },
     ),
@@ -71,7 +71,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "out": [{}],
             "tied": ["0 10", "1 11", "2 12"],
             "frozen": {"0-2": WIDTH},
-            "layers": ["attention: 10 x [0-2] x 6", "attention: 10 x 6 x 7"],
+            "layers": ["attention of activations: 10 x [0-2] x 6", "attention of activations: 10 x 6 x 7"],
         },
     ),
     "sdpa scale, fixed keys": (
@@ -82,7 +82,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         {
             "out": [{}],
             "frozen": {"0-2": "meets a width that is fixed"},
-            "layers": ["attention: 40 x 3 x 6", "attention: 40 x 6 x 7"],
+            "layers": ["attention of activations: 40 x 3 x 6", "attention of activations: 40 x 6 x 7"],
         },
     ),
     "sdpa scale": (
@@ -94,7 +94,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "out": [{3: "20-26"}],
             "tied": ["0 10", "1 11", "2 12"],
             "mixed": [([(0, 3), (1, 3)], "0-2", None, None)],
-            "layers": ["attention: 40 x [0-2] x 6", "attention: 40 x 6 x [20-26]"],
+            "layers": ["attention of activations: 40 x [0-2] x 6", "attention of activations: 40 x 6 x [20-26]"],
         },
     ),
     "sdpa positions": (
@@ -106,7 +106,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "out": [{2: "0-4"}],
             "tied": ["10 20", "11 21", "12 22", "13 23", "14 24", "15 25"],
             "mixed": [([(1, 2), (2, 2)], "10-15", None, None)],
-            "layers": ["attention: 8 x 3 x [10-15] x [0-4]", "attention: 8 x [10-15] x 7 x [0-4]"],
+            "layers": ["attention of activations: 8 x 3 x [10-15] x [0-4]", "attention of activations: 8 x [10-15] x 7 x [0-4]"],
         },
     ),
     "sdpa positions and width": (
@@ -119,7 +119,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "tied": ["0 30", "1 31", "2 32", "10 20", "11 21", "12 22", "13 23", "14 24", "15 25"],
             "frozen": {"10-15": "channels lie on the positions and on the width of attention at once"},
             "mixed": [([(0, 3), (1, 3)], "0-2", None, None)],
-            "layers": ["attention: 40 x [0-2] x [10-15]", "attention: 40 x [10-15] x 7"],
+            "layers": ["attention of activations: 40 x [0-2] x [10-15]", "attention of activations: 40 x [10-15] x 7"],
         },
     ),
     "sdpa heads and value width": (
@@ -131,7 +131,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "out": [{1: "0-3"}],
             "tied": ["0 10 20", "1 11 21", "2 12 22", "3 13 23"],
             "frozen": {"30-36": "the width of values whose heads go as a whole"},
-            "layers": ["attention: 10 x 3 x 6 x [0-3]", "attention: 10 x 6 x 7 x [0-3]"],
+            "layers": ["attention of activations: 10 x 3 x 6 x [0-3]", "attention of activations: 10 x 6 x 7 x [0-3]"],
         },
     ),
     "sdpa batch": (
@@ -142,7 +142,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         {
             "out": [{0: "0 1"}],
             "tied": ["0 10 20", "1 11 21"],
-            "layers": ["attention: 20 x 3 x 6 x [0 1]", "attention: 20 x 6 x 7 x [0 1]"],
+            "layers": ["attention of activations: 20 x 3 x 6 x [0 1]", "attention of activations: 20 x 6 x 7 x [0 1]"],
         },
     ),
     "sdpa mask": (
@@ -154,7 +154,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         {
             "out": [{1: "0-3"}],
             "tied": ["0 10 20 40", "1 11 21 41", "2 12 22 42", "3 13 23 43"],
-            "layers": ["attention: 10 x 3 x 6 x [0-3]", "attention: 10 x 6 x 7 x [0-3]"],
+            "layers": ["attention of activations: 10 x 3 x 6 x [0-3]", "attention of activations: 10 x 6 x 7 x [0-3]"],
         },
     ),
     "sdpa mask fixed": (
@@ -167,7 +167,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "out": [{}],
             "tied": ["0 10 20", "1 11 21", "2 12 22", "3 13 23"],
             "frozen": {"0-3": MASK},
-            "layers": ["attention: 40 x 3 x 6", "attention: 40 x 6 x 7"],
+            "layers": ["attention of activations: 40 x 3 x 6", "attention of activations: 40 x 6 x 7"],
         },
     ),
     "sdpa mask keys": (
@@ -180,7 +180,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "out": [{}],
             "tied": ["10 20 40", "11 21 41", "12 22 42", "13 23 43", "14 24 44", "15 25 45"],
             "mixed": [([(1, 2), (2, 2), (3, 2)], "10-15", None, None)],
-            "layers": ["attention: 40 x 3 x [10-15]", "attention: 40 x [10-15] x 7"],
+            "layers": ["attention of activations: 40 x 3 x [10-15]", "attention of activations: 40 x [10-15] x 7"],
         },
     ),
     "sdpa mask keys broadcast": (
@@ -193,7 +193,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "out": [{}],
             "tied": ["10 20", "11 21", "12 22", "13 23", "14 24", "15 25"],
             "mixed": [([(1, 2), (2, 2)], "10-15", None, None)],
-            "layers": ["attention: 40 x 3 x [10-15]", "attention: 40 x [10-15] x 7"],
+            "layers": ["attention of activations: 40 x 3 x [10-15]", "attention of activations: 40 x [10-15] x 7"],
         },
     ),
     "sdpa mask new": (
@@ -202,7 +202,11 @@ CASES: dict[str, tuple[Any, ...]] = {
         x(2, 4, 6, 3),
         x(2, 4, 6, 7),
         x(4, 1, 6, a0=40),
-        {"out": [{}], "frozen": {"40-43": MASK}, "layers": ["attention: 40 x 3 x 6", "attention: 40 x 6 x 7"]},
+        {
+            "out": [{}],
+            "frozen": {"40-43": MASK},
+            "layers": ["attention of activations: 40 x 3 x 6", "attention of activations: 40 x 6 x 7"],
+        },
     ),
     "sdpa causal": (
         sdpa(is_causal=True),
@@ -213,7 +217,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "out": [{}],
             "tied": ["10 20", "11 21", "12 22", "13 23", "14 24", "15 25"],
             "frozen": {"0-5": CAUSAL, "10-15": CAUSAL},
-            "layers": ["attention: 48 x 3 x 6", "attention: 48 x 6 x 7"],
+            "layers": ["attention of activations: 48 x 3 x 6", "attention of activations: 48 x 6 x 7"],
         },
     ),
     "sdpa causal heads": (
@@ -224,7 +228,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         {
             "out": [{1: "0-3"}],
             "tied": ["0 10 20", "1 11 21", "2 12 22", "3 13 23"],
-            "layers": ["attention: 12 x 3 x 6 x [0-3]", "attention: 12 x 6 x 7 x [0-3]"],
+            "layers": ["attention of activations: 12 x 3 x 6 x [0-3]", "attention of activations: 12 x 6 x 7 x [0-3]"],
         },
     ),
     "sdpa fixed values": (
@@ -235,7 +239,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         {
             "out": [{}],
             "frozen": {"20-25": "meets a width that is fixed"},
-            "layers": ["attention: 40 x 3 x 6", "attention: 40 x 6 x 7"],
+            "layers": ["attention of activations: 40 x 3 x 6", "attention of activations: 40 x 6 x 7"],
         },
     ),
     "sdpa shared keys": (
@@ -243,7 +247,10 @@ CASES: dict[str, tuple[Any, ...]] = {
         x(2, 4, 5, 3, a1=0),
         x(2, 1, 6, 3),
         x(2, 1, 6, 7),
-        {"out": [{1: "0-3"}], "layers": ["attention: 10 x 3 x 6 x [0-3]", "attention: 10 x 6 x 7 x [0-3]"]},
+        {
+            "out": [{1: "0-3"}],
+            "layers": ["attention of activations: 10 x 3 x 6 x [0-3]", "attention of activations: 10 x 6 x 7 x [0-3]"],
+        },
     ),
     "sdpa fewer heads": (
         lambda q, k, v: ATEN.scaled_dot_product_attention(q, k, v, enable_gqa=True),
@@ -276,7 +283,11 @@ CASES: dict[str, tuple[Any, ...]] = {
         x(2, 4, 6, 3, a2=0),
         x(2, 4, 6, 3),
         x(2, 4, 6, 7),
-        {"out": [{}], "frozen": {"0-5": CAUSAL}, "layers": ["attention: 48 x 3 x 6", "attention: 48 x 6 x 7"]},
+        {
+            "out": [{}],
+            "frozen": {"0-5": CAUSAL},
+            "layers": ["attention of activations: 48 x 3 x 6", "attention of activations: 48 x 6 x 7"],
+        },
     ),
     "sdpa mask positions": (
         sdpa(),
@@ -287,7 +298,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         {
             "out": [{2: "0-4"}],
             "tied": ["0 40", "1 41", "2 42", "3 43", "4 44"],
-            "layers": ["attention: 8 x 3 x 6 x [0-4]", "attention: 8 x 6 x 7 x [0-4]"],
+            "layers": ["attention of activations: 8 x 3 x 6 x [0-4]", "attention of activations: 8 x 6 x 7 x [0-4]"],
         },
     ),
     "sdpa fewer key heads": (
@@ -298,7 +309,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         {
             "out": [{}],
             "frozen": {"0-3": HEADS, "10 11": HEADS, "20 21": HEADS},
-            "layers": ["attention: 40 x 3 x 6", "attention: 40 x 6 x 7"],
+            "layers": ["attention of activations: 40 x 3 x 6", "attention of activations: 40 x 6 x 7"],
         },
     ),
     "sdpa of other ranks": (

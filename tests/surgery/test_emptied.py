@@ -69,6 +69,23 @@ def test_a_plain_chain_has_no_such_group() -> None:
     assert trace(chain, X).emptiable == frozenset()
 
 
+def test_attention_is_no_way_around_what_it_reads() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.out, self.head = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 3)
+            self.q, self.k, self.v = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            b, n, _ = x.shape
+            q, k, v = (f(x).view(b, n, 2, 8).transpose(1, 2) for f in (self.q, self.k, self.v))
+            y = F.scaled_dot_product_attention(q, k, v, scale=0.3).transpose(1, 2).reshape(b, n, 16)
+            return self.head(F.relu(self.out(y)))
+
+    assert trace(Attention(), torch.randn(2, 5, 8)).emptiable == frozenset()
+
+
 def test_of_parallel_branches_the_last_one_stays() -> None:
     class Parallel(nn.Module):
         def __init__(self) -> None:

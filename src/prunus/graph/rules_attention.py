@@ -144,5 +144,6 @@ def _count(op: OpCall, axes: dict[int, LabelVector], keys: LabelVector | None, f
     batch = [axes[axis] for axis in range(rows + 1) if axis in axes]
     factor = math.prod(op.outs[0].shape[:-1]) / math.prod(len(labels) for labels in batch)
     length = key.shape[rows] if keys is None else keys
-    op.tracer.add_layer(op, "attention", (query.shape[width] if features is None else features, length, *batch), (), 1, factor)
-    op.tracer.add_layer(op, "attention", (length, axes.get(width, value.shape[width]), *batch), (), 1, factor)
+    scores = (query.shape[width] if features is None else features, length, *batch)
+    for widths in (scores, (length, axes.get(width, value.shape[width]), *batch)):
+        op.tracer.add_layer(op, "attention", widths, (), 1, factor, weighted=False)
