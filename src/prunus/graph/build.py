@@ -225,14 +225,15 @@ def _held(tracers: list[Tracer], resolved: _Resolved, groups: list[ChannelGroup]
 
     sole = {(h.key, among(h)) for t in tracers for h in t.held if h.named and not h.rivals}
     for held in (h for t in tracers for h in t.held):
-        if any((rival, among(held)) in sole for rival in held.rivals) and (held.key, among(held)) not in sole:
+        if held.rivals and (held.key, which := among(held)) not in sole and any((rival, which) in sole for rival in held.rivals):
             continue  # elsewhere it is clear which of the two attributes counts these channels
         real = held.labels[held.labels >= 0]
         owners, channels = resolved.group[real], resolved.channel[real]
         key = (*held.key, held.named, owners.tobytes(), channels.tobytes())
-        if key in found or not any(groups[g].frozen_because is None for g in np.unique(owners[owners >= 0])):
+        present = np.unique(owners[owners >= 0])
+        if key in found or not any(groups[g].frozen_because is None for g in present):
             continue
-        slots = {groups[g].name: torch.from_numpy(channels[owners == g]) for g in np.unique(owners[owners >= 0])}
+        slots = {groups[g].name: torch.from_numpy(channels[owners == g]) for g in present}
         fixed = len(held.labels) - sum(map(len, slots.values()))
         found[key] = HeldWidth(held.module, held.attribute, held.item, slots, fixed, held.named)
     return tuple(found.values())

@@ -68,7 +68,8 @@ def _divide(op: OpCall, labels: LabelVector, parts: list[LabelVector], start: in
             return None  # one width for all parts, and the last one takes what is left
     else:
         bounds = [b for b in (labels[:start], labels[: start + width]) if 0 < len(b) < size]
-        ways = [op.hold(parts[0]), op.hold(*bounds)]  # x[:, -k:] names the part, x[:, k:] where it starts
+        held = op.hold(parts[0], *bounds)
+        ways = [held[:1], held[1:]]  # x[:, -k:] names the part, x[:, k:] where it starts
         independent = any(all(way) and (not equal or all(h.named for several in way for h in several)) for way in ways)
     op.hold(labels)
     if independent:

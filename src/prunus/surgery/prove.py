@@ -157,7 +157,7 @@ def tried(check: Check, graph: ChannelGraph, plan: PruningPlan) -> VerificationR
 def prove(checks: Checks, graph: ChannelGraph, plan_for: Callable[[ChannelGraph], PruningPlan]) -> Proof:
     """Make plans with ``plan_for`` until one passes all checks, freezing the groups at fault with what was found.
 
-    Every round freezes at least one group, so that there is an end.
+    Every round gives up repairs of at least one group, or freezes one, so that there is an end.
 
     Raises:
         VerificationFailed: no group is left.
