@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,10 +29,10 @@ EMPTIABLE: tuple[type[nn.Module], ...] = (
 
 
 class _Step(NamedTuple):
-    """A weighted layer as a step from the groups it reads to those it writes; a source reads the network's input."""
+    """A weighted layer as a step from the groups it reads to those it writes, sets of bits; a source reads the network's input."""
 
-    reads: frozenset[int]
-    writes: frozenset[int]
+    reads: int
+    writes: int
     source: bool
 
 
@@ -41,23 +41,27 @@ def emptiable(tracers: Sequence[Tracer], group_of: npt.NDArray[np.int64], candid
 
     Taken in order, so that of parallel branches the last one stays.
     """
-    found: set[int] = set()
-    steps = [[step for call in tracer.layers if (step := _step(call, group_of)) is not None] for tracer in tracers]
-    outputs = {g for t in tracers for labels, why in t.frozen if why == OUTPUT for g in _groups(labels, group_of)}
-    wanted = [outputs & _reached(several, set()) for several in steps]
+    found = 0
+    steps = {tuple(step for call in t.layers if (step := _step(call, group_of)) is not None): None for t in tracers}
+    outputs = _bits(g for t in tracers for labels, why in t.frozen if why == OUTPUT for g in _groups(labels, group_of))
+    wanted = [outputs & _reached(several, 0) for several in steps]
     if not all(wanted):
         return frozenset()
     for group in candidates:
-        trial = found | {group}
-        if all(ends <= _reached(several, trial) for ends, several in zip(wanted, steps, strict=True)):
+        trial = found | 1 << group
+        if all(ends & ~_reached(several, trial) == 0 for ends, several in zip(wanted, steps, strict=True)):
             found = trial
-    return frozenset(found)
+    return frozenset(group for group in candidates if found >> group & 1)
+
+
+def _bits(groups: Iterable[int]) -> int:
+    return sum(1 << group for group in set(groups))
 
 
 def _step(call: LayerCall, group_of: npt.NDArray[np.int64]) -> _Step | None:
     if not call.weighted:
         return None
-    reads, writes = (_groups(width, group_of) for width in (call.reads, call.writes))
+    reads, writes = (_bits(_groups(width, group_of)) for width in (call.reads, call.writes))
     if call.groups > 1 and not reads:
         return None  # every channel is filtered by itself: nothing new is reached
     return _Step(reads, writes, not reads)
@@ -70,10 +74,10 @@ def _groups(labels: LabelVector | int, group_of: npt.NDArray[np.int64]) -> froze
     return frozenset(np.unique(groups[groups >= 0]).tolist())
 
 
-def _reached(steps: Sequence[_Step], emptied: set[int]) -> set[int]:
+def _reached(steps: Sequence[_Step], emptied: int) -> int:
     """Groups that still depend on the network's input, in the order of execution."""
-    reached: set[int] = set()
-    for step in steps:
-        if step.source or step.reads & reached - emptied:
-            reached |= step.writes - emptied
+    reached = 0
+    for reads, writes, source in steps:
+        if source or reads & reached:
+            reached |= writes & ~emptied
     return reached

@@ -59,11 +59,12 @@ def build_graph(
     resolved = _partition(space, classes, axis_of, roles, tracers)
     reasons = _reasons(space, tracers, resolved, kept)
     mixed = _classes_of([m for t in tracers for m in t.mixing], classes)
+    mixing_groups = set(resolved.group[np.isin(classes, mixed)].tolist())
     names = _group_names(space, axis_of, roles, resolved, tracers)
     members = _members(space, axis_of, roles, resolved)
     groups: list[ChannelGroup] = []
     for index in range(len(resolved.sizes)):
-        is_mixing = bool(np.isin(classes[resolved.group == index], mixed).any())
+        is_mixing = index in mixing_groups
         reason = reasons.get(index) or (ONE_CHANNEL if resolved.sizes[index] == 1 else None)
         if reason is None and is_mixing and mixing == "freeze":
             reason = "an operation computes statistics over its channels, and mixing='freeze' was asked for"
@@ -171,7 +172,8 @@ def _group_names(
     names: dict[int, str] = {}
     used: dict[str, int] = {}
     for labels in (v for t in tracers for v, role in t.roles if role == "writes"):
-        for group in dict.fromkeys(resolved.group[labels[labels >= 0]].tolist()):
+        found, first = np.unique(resolved.group[labels[labels >= 0]], return_index=True)
+        for group in found[np.argsort(first)].tolist():
             if group >= 0 and group not in names:
                 label = int(labels[labels >= 0][0])
                 base = re.sub(r"(\.parametrizations)?\.\w+(\.original\d*)?$", "", space.ranges[axis_of[label]].parameter)
