@@ -193,10 +193,9 @@ def _detection(network: Network) -> Case:
 
 
 def _with_heads(model: nn.Module, inputs: Any) -> Any:
-    """The network's result and what its backbone and heads gave on the way."""
+    """The network's result and what its heads gave on the way."""
     seen: list[Any] = []
     names = (
-        "backbone",
         "head",
         "rpn.head",
         "roi_heads.box_predictor",
