@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(FINGERPRINT)
 BENCH_STAMP := $(VENV)/.bench-$(FINGERPRINT)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help setup demo test lint format bench coverage-matrix
+.PHONY: help setup demo test lint format bench coverage-matrix docs-methods
 
 help:
 	@echo "make demo   install if needed, then prune a trained network end to end"
@@ -17,6 +17,7 @@ help:
 	@echo "make format let ruff mend what it can"
 	@echo "make bench  run every file of benchmarks/"
 	@echo "make coverage-matrix  prune every network of torchvision and timm's families, write docs/coverage.md (hours; goes on)"
+	@echo "make docs-methods  write docs/methods/, a page for every criterion, from docstrings and measurements"
 	@echo "make setup  only install, into $(VENV)"
 
 setup: $(STAMP)
@@ -64,3 +65,7 @@ bench: $(BENCH_STAMP)
 # Goes on where it was stopped; ARGS='--only "timm:res*" --jobs 4' to choose.
 coverage-matrix: $(BENCH_STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py $(ARGS)
+
+# After a change of a criterion's docstring, options or measured figures; a test compares.
+docs-methods: $(STAMP)
+	@$(BIN)/python docs/make_methods.py

@@ -143,7 +143,7 @@ def _peak_mb(work: Callable[[], Any]) -> float | None:
     status = Path("/proc/self/status")
     try:
         libc = ctypes.CDLL(None)
-        libc.mallopt(_MMAP_THRESHOLD, 2**16)
+        libc.mallopt(_MMAP_THRESHOLD, 2**12)
         libc.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     except (OSError, AttributeError):

@@ -112,6 +112,12 @@ class PruneConfig(_Section):
     channels_per_round: int | None = Field(
         None, ge=1, description="iterative pruning: remove so many channels a round, for as many rounds as the budget needs"
     )
+    momentum: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="iterative pruning: share of the earlier rounds' scores in a channel's score (Molchanov 2019: 0.9); 0: none",
+    )
     keep: tuple[str, ...] = Field((), description="module or parameter names, or globs, that are never pruned")
     mixing: Literal["allow", "freeze"] = Field("allow", description="groups whose statistics change with the width")
     whole_groups: bool = Field(False, description="grouped layers lose whole groups instead of the same slots of every group")
@@ -129,6 +135,10 @@ class PruneConfig(_Section):
     def _check_rounds(self) -> PruneConfig:
         if self.rounds > 1 and self.channels_per_round is not None:
             raise ValueError("rounds and channels_per_round exclude each other: the budget decides how many rounds there are")
+        if self.momentum and self.rounds == 1 and self.channels_per_round is None:
+            raise ValueError(
+                "momentum carries scores from round to round, and there is one only: set rounds or channels_per_round"
+            )
         return self
 
     def to_budget(self) -> Budget:

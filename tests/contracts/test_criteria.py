@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ SIGNED = {"obd", "oracle"}
 NEED_NORMS = {"bn_scale", "norms", "norm_scales"}
 WITHOUT_LOSS = {"apoz", "activation_mean", "activation_std", "activation_max", "entropy", "feature_map_rank", "lasso"}
 WITHOUT_GRADIENTS = {*WITHOUT_LOSS, "oracle", "aofp_damage", "particle_filter"}
-COUNTING = {"apoz", "entropy", "feature_map_rank", "lasso"}
+COUNTING = {"apoz", "entropy", "feature_map_rank", "functionality", "lasso"}
 """Criteria that count, rank or select: equal scores are in order, and low precision may tip a count."""
 BY_NUMBER = {"random", "first_k", "aofp_damage", "particle_filter"}
 """Criteria that draw or count by the channels' numbers."""
@@ -86,6 +88,7 @@ def digest(model: nn.Module) -> str:
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
         state.update(f"{name} {module.training} {[list(h) for h in hooks]}".encode())
     state.update(torch.get_rng_state().numpy().tobytes())
+    state.update(f"{random.getstate()} {np.random.get_state()[1].tolist()} {np.random.get_state()[2:]}".encode())
     state.update(str((torch.is_grad_enabled(), torch.get_default_dtype())).encode())
     return state.hexdigest()
 
@@ -196,6 +199,15 @@ def test_scores_in_lower_precision_are_close(criterion: str, options: dict[str, 
 
 
 @every_criterion
+def test_scores_in_half_precision_are_finite(criterion: str, options: dict[str, Any]) -> None:
+    found = score(build("Plain", torch.bfloat16), criterion, torch.bfloat16, **options)
+    assert set(found.by_group) <= {"one.0", "two.0", "three.0"}
+    for values in found.by_group.values():
+        assert values.dtype == torch.float64
+        assert torch.isfinite(values).all()
+
+
+@every_criterion
 def test_a_row_says_what_it_is(criterion: str, options: dict[str, Any]) -> None:
     row = resolve_criterion(criterion, options)
     assert isinstance(row, CriterionRow)
@@ -247,6 +259,13 @@ def test_bad_evidence(
         pytest.skip("no gradient is taken")
     with pytest.raises(EvidenceError, match=text):
         prunus.score(*plain, criterion, data, loss_fn, **options)
+
+
+@pytest.mark.parametrize("criterion", sorted(WITHOUT_LOSS))
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_activations_that_are_not_finite(plain: tuple[nn.Module, prunus.ChannelGraph], criterion: str, value: str) -> None:
+    with pytest.raises(EvidenceError, match="aren't finite on a scoring batch: check the data and"):
+        prunus.score(*plain, criterion, [images(2) * float(value)])
 
 
 @pytest.mark.parametrize(("criterion", "options"), data_driven())

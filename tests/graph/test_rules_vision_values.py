@@ -64,6 +64,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         w(5, 3, 3, 3, a0=100, a1=200),
         {
             "out": [{1: "100-104"}],
+            "frozen": {"200-202": "its weight also reads an input whose width is fixed"},
             "roles": ["reads 200-202", "writes 100-104"],
             "reading": [(1, 1)],
             "layers": ["deformable convolution(3, 3): 288 x [200-202] x [100-104]"],

@@ -11,7 +11,7 @@ from prunus.graph.labels import LabelVector
 from prunus.graph.op_call import OpCall
 
 _FIXED_INPUT = "read by a weight whose width is fixed"
-_READS_FIXED = "its weight also reads an input whose width is fixed"
+READS_FIXED = "its weight also reads an input whose width is fixed"
 
 
 def embedding(op: OpCall) -> None:
@@ -69,7 +69,7 @@ def _plain(op: OpCall, incoming: LabelVector | None, written: LabelVector | None
     if incoming is not None:
         op.unify(incoming, read, _FIXED_INPUT)
     elif read is not None:
-        op.tracer.fix(read, _READS_FIXED)
+        op.tracer.fix(read, READS_FIXED)
     op.mark(read, "reads")
     op.mark(written, "writes")
     return written
@@ -209,7 +209,7 @@ def _contract(
         if activation is not None:
             op.unify(activation, weight, _FIXED_INPUT)
         elif weight is not None:
-            op.tracer.fix(weight, _READS_FIXED)
+            op.tracer.fix(weight, READS_FIXED)
     elif (labels := op.unify(k_a, k_b, _FIXED_INPUT)) is not None:
         first = next(i for i, arg in enumerate(op.args) if arg is a)
         op.mix([(first, contracted[0]), (first + 1, contracted[1])], labels)

@@ -118,8 +118,8 @@ def _varying_axes(op: OpCall, moved: Tensor, original: LabelVector) -> dict[int,
             moved = moved.narrow(axis, 0, 1)
     table = moved.movedim(kept, -1).reshape(-1, moved.shape[kept]).numpy()
     if len(varying) == 1:
-        return {kept: np.ascontiguousarray(table[0])}
-    return {kept: op.tie(np.ascontiguousarray(table).reshape(-1), len(table))}
+        return {kept: table[0].copy()}  # a view would keep labels of the whole tensor
+    return {kept: op.tie(table.flatten(), len(table))}
 
 
 def _channel_axis(op: OpCall, varying: list[int], shape: Sequence[int]) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunus.graph.labels import LabelVector
 from prunus.graph.op_call import OpCall
+from prunus.graph.rules_compute import READS_FIXED
 from prunus.graph.rules_opaque import except_on, freeze_axes
 
 _PIXELS = "channels lie on a pixel axis"
@@ -60,6 +61,8 @@ def deformable_convolution(op: OpCall) -> None:
         op.unify(incoming, read, "read by a weight whose width is fixed")
         if offset_groups > 1:
             op.balance(incoming, offset_groups)
+    elif read is not None:
+        op.tracer.fix(read, READS_FIXED)
     op.tracer.reading(op, 1, 1)
     if bias is not None and (own := op.labels(bias, 0)) is not None:
         op.unify(written, own)

@@ -66,6 +66,7 @@ def trace(
         if heads == units.heads:
             break
         units = replace(units, heads=heads)
+        del tracers  # before new ones are made: what a trace keeps is most of its memory
     graph = build_graph(model, space, tracers, kept, mixing, _batch_size(example_inputs), notes)
     return replace(graph, units=units)
 

@@ -18,27 +18,48 @@ from prunus.types import ChannelGraph
 def oracle(view: GroupView, evidence: Evidence, *, signed: bool = False) -> Tensor | None:
     """Absolute change of the mean loss by silencing the channel alone (oracle-abs); ``signed``: the change itself (oracle-loss).
 
-    Molchanov et al. 2016: C(D; gate = 0) - C(D), the absolute value taken outside of the mean over the data. The channel is
-    silenced where it is read, in evaluation mode. ``racing=True`` spends less on channels that are surely not among the lowest
-    (see `raced_loss_changes`); ``greedy`` ranks anew after every removal (see `removal_order`).
+        score[c] = abs(C(D; gate[c] = 0) - C(D)),   C the mean loss over all examples of D
+
+    Molchanov et al. 2016; the absolute value is taken outside of the mean over the data. The channel is silenced where it is
+    read, in evaluation mode. ``racing=True`` spends less on channels that are surely not among the lowest (see
+    `raced_loss_changes`); ``greedy`` ranks anew after every removal (see `removal_order`). Where several processes run, they
+    share the channels.
+
+    When to use: as what other criteria are judged by, and to prune where an evaluation for every channel is affordable. It
+    measures one channel alone and before any fine-tuning: neither the loss of removing many nor that after recovery.
     """
     changes = evidence.of("loss_changes", view.group)
     return changes if signed or changes is None else changes.abs()
 
 
 def raced_oracle(view: GroupView, evidence: Evidence) -> Tensor | None:
-    """Absolute change of the mean loss by silencing the channel alone, on fewer minibatches for channels that are surely high."""
+    """Absolute change of the mean loss by silencing the channel alone, on fewer minibatches for channels that are surely high.
+
+        score[c] = abs(mean over the minibatches that c has seen of C(gate[c] = 0) - C)
+
+    When to use: to find the lowest tenth on many minibatches at a tenth of the oracle's cost; above that the order is rough.
+    """
     changes = evidence.of("raced_loss_changes", view.group)
     return None if changes is None else changes.abs()
 
 
 def greedy_oracle(view: GroupView, evidence: Evidence) -> Tensor | None:
-    """When the channel goes if the one with the lowest absolute change is removed and the others are ranked anew each time."""
+    """When the channel goes if the one with the lowest absolute change is removed and the others are ranked anew each time.
+
+        score[c] = how many channels are silenced before c;   next is argmin of abs(C(gates; gate[c] = 0) - C(gates))
+
+    When to use: on toy networks, as the best that one channel at a time can do: N channels take N (N + 1) / 2 evaluations.
+    """
     return evidence.of("removal_order", view.group)
 
 
 def signed_greedy_oracle(view: GroupView, evidence: Evidence) -> Tensor | None:
-    """When the channel goes if the one with the lowest loss change is removed and the others are ranked anew each time."""
+    """When the channel goes if the one with the lowest loss change is removed and the others are ranked anew each time.
+
+        score[c] = how many channels are silenced before c;   next is argmin of C(gates; gate[c] = 0) - C(gates)
+
+    When to use: as the greedy form by absolute change, where a removal that lowers the loss should come first.
+    """
     return evidence.of("signed_removal_order", view.group)
 
 
@@ -53,7 +74,7 @@ def loss_changes(model: nn.Module, graph: ChannelGraph, run: DataRun, *, fast: b
     """
     totals: dict[str, Tensor] = {}
     examples = 0
-    ablation = Ablation(model, graph, run, fast=fast)
+    ablation = Ablation(model, graph, run, fast=fast, shared=True)
     with ablation() as batches:
         for batch in batches:
             for name, size in ablation.sizes.items():
@@ -72,7 +93,7 @@ def removal_order(model: nn.Module, graph: ChannelGraph, run: DataRun, *, signed
     Raises:
         EvidenceError: the data are empty or a loss isn't finite.
     """
-    ablation = Ablation(model, graph, run)
+    ablation = Ablation(model, graph, run, shared=True)
     with ablation() as batches:
         held = list(batches)
         sizes = dict(ablation.sizes)

@@ -27,33 +27,62 @@ ENTROPY_IMAGES = 4096
 def apoz(view: GroupView, evidence: Evidence) -> Tensor | None:
     """Share of activations that aren't zero: one minus APoZ, the average percentage of zeros, over images and positions.
 
+        score[c] = 1 - mean over n, y, x of (1 if a[n, c, y, x] = 0 else 0)
+
     Hu et al. 2016 prune the channels with the most zeros. It says something behind a ReLU only; a warning tells where no
     activation is exactly zero. Formula as in third-party code; the paper was not at hand.
+
+    When to use: on ReLU networks with many dead or nearly dead channels, without labels. Normalise or rank within layers: deep
+    layers have more zeros than early ones without mattering less.
     """
     zeros = evidence.of("apoz", view.group)
     return None if zeros is None else 1 - zeros
 
 
 def activation_mean(view: GroupView, evidence: Evidence) -> Tensor | None:
-    """Mean activation of the channel where it is read, over images, positions and readers."""
+    """Mean activation of the channel where it is read, over images, positions and readers.
+
+        score[c] = mean over n, y, x of a[n, c, y, x]
+
+    When to use: without labels, to rank the channels of a layer behind a ReLU; elsewhere the sign would count. Normalise it over
+    layers.
+    """
     return evidence.of("activation_mean", view.group)
 
 
 def activation_std(view: GroupView, evidence: Evidence) -> Tensor | None:
-    """Standard deviation (of the population) of the channel's activations, over images, positions and readers."""
+    """Standard deviation (of the population) of the channel's activations, over images, positions and readers.
+
+        score[c] = sqrt(mean over n, y, x of (a[n, c, y, x] - mean of a[., c, ., .])^2)
+
+    When to use: without labels: a channel that hardly varies can be replaced by a constant, whatever its mean. It suits a removal
+    that is followed by a repair of the next layer's bias.
+    """
     return evidence.of("activation_std", view.group)
 
 
 def activation_max(view: GroupView, evidence: Evidence) -> Tensor | None:
-    """Largest activation of the channel, over images, positions and readers."""
+    """Largest activation of the channel, over images, positions and readers.
+
+        score[c] = max over n, y, x of a[n, c, y, x]
+
+    When to use: to find channels that never fire on any image; among those that do, one outlier decides, so as a ranking it is a
+    baseline.
+    """
     return evidence.of("activation_max", view.group)
 
 
 def entropy(view: GroupView, evidence: Evidence) -> Tensor | None:
     """Entropy (nats) over images of the channel's mean activation, from a histogram of 100 bins between its extremes.
 
+        p[c, b]  = share of images whose mean over y, x of a[n, c, y, x] lies in bin b
+        score[c] = -sum over b of p[c, b] * ln p[c, b]
+
     Luo and Wu 2017; a reconstruction: the range of the histogram isn't known, here it is each channel's own. At most
     `ENTROPY_IMAGES` images are looked at, the first ones.
+
+    When to use: without labels and with some hundred images at least: below that, bins are nearly empty and all channels score
+    alike.
     """
     return evidence.of("entropy", view.group)
 
@@ -61,8 +90,13 @@ def entropy(view: GroupView, evidence: Evidence) -> Tensor | None:
 def feature_map_rank(view: GroupView, evidence: Evidence) -> Tensor | None:
     """Mean rank, over images, of the channel's feature map as a matrix (height, width): HRank.
 
+        score[c] = mean over n of rank(a[n, c])
+
     Lin et al. 2020. None where the group is read without a map (behind global pooling or flattening); maps of one row or column
     count with rank one or zero.
+
+    When to use: without labels and with few images, on convolutional layers with maps large enough to differ in rank; small maps
+    tie.
     """
     return evidence.of("feature_map_rank", view.group)
 

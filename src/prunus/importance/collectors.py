@@ -11,6 +11,7 @@ from prunus.importance.activations import ACTIVATION_KINDS, activation_statistic
 from prunus.importance.curvature import CURVATURE_COLLECTORS
 from prunus.importance.evidence import Collector, DataRun, example_gate_gradients, gate_gradients
 from prunus.importance.evidence_gradients import GRADIENT_COLLECTORS
+from prunus.importance.functionality import preferences
 from prunus.importance.lasso import lasso_entries
 from prunus.importance.oracle_damage import half_damages
 from prunus.importance.oracle_particles import particle_survival
@@ -31,6 +32,7 @@ COLLECTORS: dict[str, Collector] = {
     "half_damages": half_damages,
     "particle_survival": particle_survival,
     "lasso_entries": lasso_entries,
+    "preferences": preferences,
 }
 """Kind of evidence -> what collects it: (model, graph, run) -> group name -> (num_channels,)."""
 

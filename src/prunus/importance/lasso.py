@@ -27,10 +27,16 @@ _AT_ONCE = 32
 def lasso(view: GroupView, evidence: Evidence) -> Tensor | None:
     """The largest L1 penalty at which the channel still has a coefficient in the regression of the next layer's output.
 
-    He et al., ICCV 2017: minimise 1/(2 rows) ||y - Z b||^2 + penalty ||b||_1 with intercept; a column of Z is one channel's
-    contribution to the reading layer's output at sampled points, y is their sum. The order in which channels enter as the penalty
-    falls is He's selection at every width at once. Where several layers read the group, one regression explains them all. A
-    channel that repeats others scores zero. None where only transposed convolutions read.
+        b(penalty) = argmin over b of ||y - Z b||^2 / (2 rows) + penalty * ||b||_1
+        score[c]   = the largest penalty with b(penalty)[c] != 0
+
+    He et al., ICCV 2017, with intercept: a column of Z is one channel's contribution to the reading layer's output at sampled
+    points, y is their sum. The order in which channels enter as the penalty falls is He's selection at every width at once. Where
+    several layers read the group, one regression explains them all. A channel that repeats others scores zero. None where only
+    transposed convolutions read.
+
+    When to use: without labels, where the next layer is to be refitted: of channels that repeat each other it keeps one. Scores
+    are in units of the layer's output, so rank within layers or normalise.
     """
     return evidence.of("lasso_entries", view.group)
 

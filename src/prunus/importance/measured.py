@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from prunus.importance import ablation, activations, lasso, oracle_damage, oracle_particles
+from prunus.importance import ablation, activations, functionality, lasso, oracle_damage, oracle_particles
 from prunus.importance.row import CriterionRow
 
 _TRIMMING = "Hu et al., Network Trimming, 2016"
@@ -47,6 +47,14 @@ MEASURED: tuple[CriterionRow, ...] = (
         oracle_damage.aofp_damage,
         "Ding et al., Approximated Oracle Filter Pruning, ICML 2019",
         needs=frozenset({"half_damages"}),
+    ),
+    CriterionRow(
+        "functionality",
+        functionality.functionality,
+        "Qin et al., Functionality-Oriented Convolutional Filter Pruning, BMVC 2019",
+        needs=frozenset({"preferences"}),
+        comparable=True,
+        settings={"clusters": functionality.CLUSTERS},
     ),
     CriterionRow("lasso", lasso.lasso, "He et al., Channel Pruning, ICCV 2017", needs=frozenset({"lasso_entries"})),
     CriterionRow(

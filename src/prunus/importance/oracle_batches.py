@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from prunus.errors import EvidenceError, PrunusWarning
@@ -16,6 +15,7 @@ from prunus.graph.as_found import as_found
 from prunus.graph.gates import Gates
 from prunus.graph.labels import named_tensors
 from prunus.importance.evidence import DataRun, for_gradients, to_device, without
+from prunus.importance.oracle_processes import in_step, several_processes, split
 from prunus.importance.oracle_replay import Lanes, NotReplayable, Recording, record, replay, tensors_in
 from prunus.importance.readers import DirectReaders, Reading, reading_members, readings
 from prunus.types import ChannelGraph, first_tensor, map_tensors
@@ -27,11 +27,15 @@ class Ablation:
     ``fast=False`` runs the whole network for every channel. Otherwise the network is re-entered behind the reading layers
     (`prunus.importance.oracle_replay`); each group is checked once against the plain loop, and where a network can't be
     re-entered exactly, the plain loop takes over and ``notes`` says why.
+
+    With ``shared`` the processes of a process group, if there is one, split the channels of `changes` among them: all of them
+    must go through the same calls with the same data, which is checked at every batch.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, run: DataRun, *, fast: bool = True) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, run: DataRun, *, fast: bool = True, shared: bool = False) -> None:
         members = reading_members(model, graph)
         self.model, self.graph, self.run, self.fast = model, graph, run, fast
+        self._shared = shared and several_processes()
         self.readings = {name: readings(model, parts) for name, parts in members.items()}
         self.sizes = {g.name: g.num_channels for g in graph.prunable if g.name in members}
         self.notes: list[str] = []
@@ -43,11 +47,33 @@ class Ablation:
         """Evaluation mode without gradients; yields the batches."""
         with as_found(self.model):
             self.model.eval()
-            yield self._batches()
+            yield self._in_step() if self._shared else self._batches()
         if self.notes:
             reasons = "; ".join(dict.fromkeys(self.notes))
             text = f"the oracle ran the whole network for every channel, which is exact but slow, because: {reasons}"
             warnings.warn(text, PrunusWarning, stacklevel=4)
+
+    def _in_step(self) -> Iterator[Batch]:
+        """The batches, while every process is at the same one."""
+        latest: list[Batch] = []
+
+        def described() -> Iterator[Tensor]:
+            for batch in self._batches():
+                latest[:] = [batch]
+                yield batch.figures()
+
+        for _ in in_step(described(), self._device, self._rounding):
+            yield latest[0]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def _rounding(self) -> float:
+        """Relative difference that rounding may make to a loss."""
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        return torch.finfo(dtype).eps ** 0.5
 
     def _batches(self) -> Iterator[Batch]:
         for index, batch in enumerate(self.run):
@@ -74,17 +100,14 @@ class Ablation:
     def changes(self, batch: Batch, name: str, channels: Tensor) -> Tensor:
         """Loss change of the batch for each of these channels (int64) of a group, each silenced alone: float64 (n,), CPU.
 
-        Where several processes run, each evaluates a part of the channels; all must see the same batches.
+        Where processes share the work, each evaluates a part of the channels and gets the changes of all.
         """
         self.evaluations += len(channels)
-        if not dist.is_available() or not dist.is_initialized():
-            return self._losses(batch, name, channels) - batch.base
-        rank, world = dist.get_rank(), dist.get_world_size()
-        found = torch.zeros(len(channels), dtype=torch.float64)
-        found[rank::world] = self._losses(batch, name, channels[rank::world]) - batch.base
-        shared = found.to(next(self.model.parameters()).device)
-        dist.all_reduce(shared)
-        return shared.cpu()
+
+        def evaluate(part: Tensor) -> Tensor:
+            return self._losses(batch, name, part) - batch.base
+
+        return split(evaluate, channels, self._device) if self._shared else evaluate(channels)
 
     def _losses(self, batch: Batch, name: str, channels: Tensor) -> Tensor:
         while batch.recording is not None and len(channels):
@@ -101,8 +124,7 @@ class Ablation:
         """Compare the channel that moves the loss most with the plain loop."""
         strongest = int((losses - batch.base).abs().argmax())
         expected = float(batch.one_by_one(name, channels[strongest : strongest + 1]))
-        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
-        if abs(expected - float(losses[strongest])) > torch.finfo(dtype).eps ** 0.5 * max(1.0, abs(expected)):
+        if abs(expected - float(losses[strongest])) > self._rounding * max(1.0, abs(expected)):
             raise NotReplayable(f"the loss without channel {int(channels[strongest])} of `{name}` came out differently")
         self._checked.add(name)
 
@@ -122,6 +144,11 @@ class Batch:
             self.record()
         else:
             self.base = self._loss(self._output(self._gates))
+
+    def figures(self) -> Tensor:
+        """What tells this batch from others: its loss, its size, the sum of the magnitudes in it; float64 (3,)."""
+        magnitude = sum(float(tensor.abs().sum(dtype=torch.float64)) for tensor in tensors_in(self.batch))
+        return torch.tensor([self.base, self.examples, magnitude], dtype=torch.float64)
 
     def record(self, reason: str = "") -> None:
         """Record a forward pass in the next memory format; if there is none, the plain loop takes over for the ``reason``.

@@ -25,10 +25,16 @@ HALVES = 64
 def aofp_damage(view: GroupView, evidence: Evidence) -> Tensor | None:
     """Mean relative damage to the next layer's output by the random halves of the group that hold the channel (AOFP).
 
+        t(M)     = sum of (out - out without M)^2 / sum of out^2
+        score[c] = mean of t(M) over random halves M of the group that hold c
+
     Ding et al. 2019: the sum of squared changes over the sum of squares of the next layer's output, mean over the sets in which a
     channel was silenced. Departures: the output is taken where it is read again (behind norm, activation, pooling and residual
     addition), or is the network's; where several layers read the group, their sums are added. A layer behind that sees the output
     as it was: damage goes one layer far.
+
+    When to use: to find channels that can go together, for each is judged in the company of half the layer, and by the next
+    layer's output in place of the loss. Scores are of one layer: rank there, or normalise.
     """
     return evidence.of("half_damages", view.group)
 

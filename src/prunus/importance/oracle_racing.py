@@ -77,7 +77,7 @@ def raced_loss_changes(model: nn.Module, graph: ChannelGraph, run: DataRun) -> d
     Raises:
         EvidenceError: the data are empty or a loss isn't finite.
     """
-    return race(Ablation(model, graph, run))[0]
+    return race(Ablation(model, graph, run, shared=True))[0]
 
 
 def race(ablation: Ablation) -> tuple[dict[str, Tensor], Race]:

@@ -31,21 +31,40 @@ def norms(matrix: Tensor, order: int) -> Tensor:
 def l1(view: GroupView, evidence: Evidence, *, members: str = "mean") -> Tensor | None:
     """Sum of absolute weights of each filter; mean over the weights that write the group.
 
-    ``members``: mean, sum, max or l2 over them. Comparable within a layer only: rank there, or normalise.
+        score[c] = sum over i, y, x of abs(W[c, i, y, x])
+
+    ``members``: mean, sum, max or l2 over the weights that write the group. Comparable within a layer only: rank there, or
+    normalise.
+
+    When to use: without any data, to rank the channels of a layer; and as the baseline that everything else has to beat. Over
+    several layers only with ``layer_adaptive``, a ``normalisation`` or a uniform allocation, because a layer's norms say nothing
+    of another's.
     """
     return aggregate([norms(m, 1) for m in view.matrices("writes")], members)
 
 
 def l2(view: GroupView, evidence: Evidence, *, members: str = "mean") -> Tensor | None:
-    """Euclidean norm of each filter; mean over the weights that write the group. ``members``: as for l1."""
+    """Euclidean norm of each filter; mean over the weights that write the group.
+
+        score[c] = sqrt(sum over i, y, x of W[c, i, y, x]^2)
+
+    ``members``: as for l1.
+
+    When to use: as l1, where a few large weights should count for more than many small ones, as in soft filter pruning.
+    """
     return aggregate([norms(m, 2) for m in view.matrices("writes")], members)
 
 
 def next_layer_weight(view: GroupView, evidence: Evidence, *, members: str = "mean") -> Tensor | None:
     """Sum of absolute weights that read each channel; mean over the layers that read it. None where no weight reads the group.
 
+        score[c] = sum over o, y, x of abs(W_next[o, c, y, x])
+
     What the next layer makes of a channel: with a least-squares repair it kept up with channel selection by Lasso. ``members``:
     as for l1, over the reading layers.
+
+    When to use: without data, above all in front of a least-squares repair of the next layer; beside l1, to see whether what a
+    channel is made from or what is made of it tells more.
     """
     return aggregate([norms(m, 1) for m in view.matrices("reads")], members)
 
@@ -53,7 +72,12 @@ def next_layer_weight(view: GroupView, evidence: Evidence, *, members: str = "me
 def bn_scale(view: GroupView, evidence: Evidence, *, members: str = "mean") -> Tensor | None:
     """Absolute scale (gamma) of the norm layers on the group, mean over them; None where the group has no norm layer.
 
+        score[c] = mean over norm layers of abs(gamma[c])
+
     Made for networks that were trained with a penalty on gamma. ``members``: as for l1, over the norm layers.
+
+    When to use: behind training with an L1 penalty on gamma (network slimming), which drives the gammas of needless channels
+    towards zero. On any other network gammas say little, and a warning tells so.
     """
     return aggregate([norms(m, 1) / m.shape[1] for m in view.norm_scales()], members)
 
@@ -61,10 +85,15 @@ def bn_scale(view: GroupView, evidence: Evidence, *, members: str = "mean") -> T
 def fpgm(view: GroupView, evidence: Evidence, *, norm_share: float = 0.0, members: str = "mean") -> Tensor | None:
     """Sum of Euclidean distances from each filter to all others of its layer: those nearest the geometric median go first.
 
+        score[c] = sum over filters k of ||W[c] - W[k]||_2
+
     ``norm_share``: first put this share of the channels last, by their Euclidean norm, and take the distances among the others
     only; "mix 40 %" of the released code is a share of 0.1 with 30 % more removed by distance. (That code calls 1 - share its
     ``rate_norm``; its option for other distances has no effect.) ``members``: mean, sum, max or l2 over the weights that write
     the group.
+
+    When to use: without data, where norms have nothing to go by because they hardly differ or none is near zero (`l1` warns of
+    it): what goes is what others can replace, not what is small.
     """
     weights = [in_single(m) for m in view.matrices("writes")]
     if not weights:
@@ -104,12 +133,23 @@ def summed_distances(rows: Tensor) -> Tensor:
 
 
 def first_k(view: GroupView, evidence: Evidence) -> Tensor | None:
-    """Falls with the channel's number, 1 down to 1 / num_channels: the first k channels are kept. A baseline."""
+    """Falls with the channel's number, 1 down to 1 / num_channels: the first k channels are kept. A baseline.
+
+        score[c] = 1 - c / num_channels,   c = 0, 1, ...
+
+    When to use: in comparisons only. A criterion that doesn't beat it has learned nothing of the channels.
+    """
     count = view.group.num_channels
     return torch.arange(count, 0, -1, dtype=torch.float64) / count
 
 
 def random(view: GroupView, evidence: Evidence) -> Tensor | None:
-    """Uniform in [0, 1), a stream of its own for each group, the same for the same seed and group name."""
+    """Uniform in [0, 1), a stream of its own for each group, the same for the same seed and group name.
+
+        score[c] ~ U[0, 1)
+
+    When to use: as the control of every comparison, with several seeds: what fine-tuning mends after it is no merit of any
+    criterion.
+    """
     generator = torch.Generator().manual_seed((evidence.seed * 1_000_003 + zlib.crc32(view.group.name.encode())) % 2**63)
     return torch.rand(view.group.num_channels, generator=generator)

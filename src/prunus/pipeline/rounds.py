@@ -1,13 +1,17 @@
-"""Iterative pruning: how much every round removes."""
+"""Iterative pruning: how much every round removes, and which scores the next one remembers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
 
 from prunus.allocation import allocate
 from prunus.budgets import Amount, Budget
 from prunus.config import PruneConfig
+from prunus.importance import kept
 from prunus.types import Allocator, ChannelGraph, Cost, PruningPlan, Scores
 
 
@@ -76,3 +80,16 @@ class ChannelsPerRound:
 def removed_channels(plan: PruningPlan) -> int:
     """Channels that ``plan`` takes out, over all groups."""
     return sum(int((~keep).sum()) for keep in plan.keep.values())
+
+
+def remembered(scores: Scores, plan: PruningPlan) -> dict[str, Any]:
+    """What a round leaves for the scores of the next one: those of the channels that ``plan`` keeps, exactly, as JSON."""
+    left = kept(scores, plan)
+    by_group = {name: values.tolist() for name, values in left.by_group.items()}
+    return {"criterion": left.criterion, "comparable": left.comparable, "by_group": by_group}
+
+
+def recalled(entry: dict[str, Any]) -> Scores:
+    """The scores that `remembered` wrote down."""
+    by_group = {name: torch.tensor(values, dtype=torch.float64) for name, values in entry["by_group"].items()}
+    return Scores(by_group, entry["criterion"], entry["comparable"])

@@ -21,7 +21,7 @@ from prunus.pipeline.images import load_images
 from prunus.pipeline.networks import Networks
 from prunus.pipeline.prune import PruneResult, prune
 from prunus.pipeline.result import assemble, stage_title
-from prunus.pipeline.rounds import meets, plan_round, removed_channels
+from prunus.pipeline.rounds import meets, plan_round, recalled, remembered, removed_channels
 from prunus.pipeline.stages import Stages, write_json
 from prunus.pipeline.trainer import Compute, Trainer
 from prunus.pipeline.transfer import train_head
@@ -168,6 +168,7 @@ class _Run:
     def _prune(self, model: nn.Module, record: SurgeryRecord, number: int) -> Left:
         settings = self.recipe.prune
         asked = plan_round(settings, self.full, number)
+        before = self.results.get(f"round-{number - 1}-prune", {}).get("scores")
         result = prune(
             model,
             self.examples,
@@ -181,9 +182,13 @@ class _Run:
             whole_groups=settings.whole_groups,
             forward_fn=self.trainer.forward_fn,
             seed=self.recipe.seed,
+            previous=None if before is None else recalled(before),
+            momentum=settings.momentum,
             **settings.criterion_options,
         )
         found = _describe(result)
+        if settings.momentum:
+            found["scores"] = remembered(result.scores, result.plan)
         found["last"] = last = meets(settings, self.full, result.after, found["channels"]["after"])
         if last:
             found["evaluation"] = self.trainer.evaluate(result.model, self._titled(number, "after pruning"))
