@@ -76,17 +76,22 @@ def _prunable(row: Row) -> bool:
 
 
 def _families(networks: Mapping[str, Row]) -> list[str]:
-    families: dict[str, list[bool]] = defaultdict(list)
+    """A family is counted by all of its members, among the transformers if one of them is one."""
+    members: dict[str, list[Row]] = defaultdict(list)
     for key, row in networks.items():
-        families[f"{key.partition(':')[0]} {row['family']}"].append(_prunable(row))
-    short = sorted(name for name, found in families.items() if not all(found))
-    lines = [
-        "## Families",
-        "",
-        f"{len(families) - len(short)} of {len(families)} families have all their members here prunable in groups that hold at "
-        f"least {ENOUGH:.0%} of the MACs.",
-    ]
-    return [*lines, *([f"The others: {', '.join(short)}."] if short else []), ""]
+        members[f"{key.partition(':')[0]} {row['family']}"].append(row)
+    transformers = {name for name, rows in members.items() if any(row["kind"] == "transformer" for row in rows)}
+    lines = ["## Families", ""]
+    for kind, names in (("networks with convolutions", members.keys() - transformers), ("transformers", transformers)):
+        short = sorted(name for name in names if not all(_prunable(row) for row in members[name]))
+        if names:
+            lines.append(
+                f"Of {len(names)} families of {kind}, {len(names) - len(short)} ({1 - len(short) / len(names):.1%}) have all their "
+                f"members here prunable in groups that hold at least {ENOUGH:.0%} of the MACs."
+                + (f" The others: {', '.join(short)}." if short else "")
+            )
+            lines.append("")
+    return lines
 
 
 def _slowest(networks: Mapping[str, Row]) -> list[str]:

@@ -124,14 +124,16 @@ def test_the_page_counts_and_explains(matrix: Any) -> None:
         "timm:b": row(verdict="partly frozen", prunable_share=0.5, shortcomings={"stem": reason}, family="odd"),
         "timm:c": row(verdict="time-out", family="odd", kind="hybrid", prunable_share=0.9),
         "timm:d": row(verdict="exact after repair", shortcomings={}, prunable_share=0.85),
+        "timm:e": row(kind="transformer", family="vit"),
     }
     text = matrix.page.page({"header": HEADER, "networks": rows})
     lines = text.splitlines()
     assert "| cnn | 3 | 1 | 1 | 1 | 0 | 0 | 0 | 2 |" in lines
     assert "| hybrid | 1 | 0 | 0 | 0 | 0 | 0 | 1 | 0 |" in lines
-    assert "| all | 4 | 1 | 1 | 1 | 0 | 0 | 1 | 2 |" in lines
-    assert "2 of 3 families have all their members here prunable in groups that hold at least 80% of the MACs." in text
-    assert "The others: timm odd." in lines
+    assert "| all | 5 | 2 | 1 | 1 | 0 | 0 | 1 | 3 |" in lines
+    rest = "have all their members here prunable in groups that hold at least 80% of the MACs."
+    assert f"Of 3 families of networks with convolutions, 2 (66.7%) {rest} The others: timm odd." in lines
+    assert f"Of 1 families of transformers, 1 (100.0%) {rest}" in lines
     assert "| torchvision:a | 64 x 64 | exact | 100.0% | 0 | 0.30 | 0.10 | 2.0x |" in lines
     assert "- no rule for this operation in `aten.bmm.default`, net.py:12: 1 network, e.g. timm:b (`stem`)" in lines
 

@@ -17,6 +17,7 @@ from prunus.importance.oracle_batches import Ablation
 from prunus.importance.oracle_damage import damages_of, half_masks
 from prunus.importance.oracle_particles import resampled
 from prunus.importance.oracle_racing import Race, race
+from prunus.importance.oracle_sample import Sample, inclusion
 from small_nets import NETS, batches, build, conv_norm_relu, images
 
 DOUBLE = torch.float64
@@ -242,21 +243,19 @@ def test_bad_data() -> None:
 
 
 def test_a_race_decides_what_is_clear() -> None:
-    """Two of six channels are clearly lowest: with exact values the race is over at its first decision."""
+    """Two of six channels are clearly lowest by absolute value: the race is over at its first decision."""
     found = Race(6, 2)
-    values = torch.tensor([0.1, -5.0, 4.0, -0.2, 3.0, 6.0], dtype=DOUBLE)
-    for noise in (-0.01, 0.01, 0.0):
-        found.add(torch.arange(6), values + noise)
-    torch.testing.assert_close(found.mean, values)
-    torch.testing.assert_close(found.squares, torch.full((6,), 2e-4, dtype=DOUBLE))
+    found.mean[:] = torch.tensor([0.1, -5.0, 4.0, -0.2, 3.0, 6.0], dtype=DOUBLE)
+    found.error[:] = 0.01
     found.decide()
     assert not found.active.any()
 
 
 def test_a_race_goes_on_where_intervals_overlap() -> None:
+    """At 1.5 standard errors, 1.5 +- 0.3 and 1.6 +- 0.3 can't be told apart for the second place; 0 and 9 are decided."""
     found = Race(4, 2)
-    for values in ([0.0, 1.0, 1.1, 9.0], [0.0, 2.0, 2.2, 9.0], [0.0, 1.5, 1.6, 9.0]):
-        found.add(torch.arange(4), torch.tensor(values, dtype=DOUBLE))
+    found.mean[:] = torch.tensor([0.0, 1.5, 1.6, 9.0], dtype=DOUBLE)
+    found.error[:] = 0.2
     found.decide()
     assert found.active.tolist() == [False, True, True, False]
 
@@ -271,10 +270,33 @@ def test_racing_finds_the_lowest_tenth_with_a_tenth_of_the_work() -> None:
     data = [(x, model(x).argmax(1).detach()) for x, _ in batches(150, 8, DOUBLE)]
     graph = prunus.trace(model, images(dtype=DOUBLE))
     full = torch.cat(list(loss_changes(model, graph, DataRun(data)).values())).abs()
-    ablation = Ablation(model, graph, DataRun(data))
-    raced = torch.cat(list(race(ablation)[0].values())).abs()
+    result = race(model, graph, DataRun(data))
+    raced = torch.cat(list(result.changes.values())).abs()
     assert set(raced.argsort()[:8].tolist()) == set(full.argsort()[:8].tolist())
-    assert 10 * ablation.evaluations <= 80 * 150
+    assert result.all_evaluations == 80 * 150
+    assert 10 * result.evaluations <= 80 * 150
+    assert result.undecided == 0
+
+
+def test_a_race_over_all_minibatches_is_the_oracle() -> None:
+    """Four minibatches of unequal size are all in the first sample: nothing is estimated."""
+    model = build("Plain", DOUBLE)
+    data = [*batches(3, 4, DOUBLE), *batches(1, 2, DOUBLE)]
+    graph = prunus.trace(model, images(dtype=DOUBLE))
+    full, raced = loss_changes(model, graph, DataRun(data)), race(model, graph, DataRun(data)).changes
+    for name, values in full.items():
+        torch.testing.assert_close(raced[name], values, rtol=1e-9, atol=1e-12)
+
+
+def test_a_race_takes_a_loss_without_derivatives() -> None:
+    """Errors counted on the batch can't be predicted by a slope: every minibatch is as likely as any other."""
+    model = build("Plain", DOUBLE)
+    data = [(x, model(x).argmax(1).detach()) for x, _ in batches(4, 4, DOUBLE)]
+    graph = prunus.trace(model, images(dtype=DOUBLE))
+    run = DataRun(data, lambda out, batch: (out.argmax(1) != batch[1]).double().mean())
+    full, raced = loss_changes(model, graph, run), race(model, graph, run).changes
+    for name, values in full.items():
+        torch.testing.assert_close(raced[name], values, rtol=1e-9, atol=1e-12)
 
 
 def test_a_race_that_ends_undecided_says_so() -> None:
@@ -282,6 +304,43 @@ def test_a_race_that_ends_undecided_says_so() -> None:
     model = build("Plain")
     with pytest.warns(PrunusWarning, match="the race for the 8 lowest of 80 channels ended at its budget with .* undecided"):
         prunus.score(model, prunus.trace(model, images()), "oracle", batches(20, 2), racing=True)
+
+
+def test_a_sample_is_part_of_every_larger_one_and_prefers_what_matters() -> None:
+    predicted = torch.ones(1, 1000, dtype=DOUBLE)
+    predicted[:, :100] = 50.0
+    sample = Sample(predicted, torch.ones(1000, dtype=DOUBLE), seed=0)
+    first, more = sample.grow(50), sample.grow(80)
+    assert len(first) == 50 and len(more) == 30 and len({*first, *more}) == 80
+    assert sum(number < 100 for number in first) > 30  # five of fifty if all were alike
+    chances = inclusion(sample.sizes, 200)
+    assert float(chances.sum()) == pytest.approx(200)
+    assert chances[:100].tolist() == [1.0] * 100  # more than certain is no more than certain
+
+
+def test_means_from_samples_are_right_on_average_and_so_are_their_errors() -> None:
+    """500 samples of 60 from 400 minibatches of unequal size, half of the change predicted: the mean of the estimates lies within
+    three standard errors of the truth, and the spread of the estimates is what they claim."""
+    generator = torch.Generator().manual_seed(1)
+    size = torch.rand(400, generator=generator, dtype=DOUBLE) ** 4
+    predicted = (size * torch.randn(400, generator=generator, dtype=DOUBLE))[None]
+    values = predicted[0] * 1.5 + 0.5 * size * torch.randn(400, generator=generator, dtype=DOUBLE) + 0.02
+    examples = torch.randint(1, 5, (400,), generator=generator).double()
+    truth = float((values * examples).sum() / examples.sum())
+    means: list[float] = []
+    errors: list[float] = []
+    for seed in range(500):
+        sample = Sample(predicted, examples, seed)
+        for number in sample.grow(60):
+            sample.add(number, torch.tensor([0]), values[number : number + 1])
+        mean, error = sample.estimate(torch.tensor([0]))
+        means.append(float(mean))
+        errors.append(float(error))
+    found = torch.tensor(means)
+    assert abs(float(found.mean()) - truth) < 3 * float(found.std()) / 500**0.5 + 0.1 * float(found.std())
+    assert float(torch.tensor(errors).mean()) == pytest.approx(float(found.std()), rel=0.25)
+    plain = torch.stack([values[torch.randperm(400, generator=generator)[:60]].mean() for _ in range(500)])
+    assert float(found.std()) < 0.5 * float(plain.std())
 
 
 # -- particles

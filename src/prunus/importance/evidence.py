@@ -20,6 +20,10 @@ from prunus.importance.readers import DirectReaders, Gradients, reading_members
 from prunus.types import ChannelGraph, ChannelGroup, ForwardFn, GroupMember, LossFn, call_model, first_tensor, map_tensors
 
 
+class NoGradient(EvidenceError):
+    """The loss is a number without derivatives, such as a count of errors."""
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """Means over minibatches, by kind and group: each (num_channels,). ``seed`` is for criteria that draw."""
@@ -64,7 +68,7 @@ class DataRun:
         """Mean loss of the batch, through which gradients flow."""
         loss = self.loss_of(self.output(model, batch), batch)
         if not loss.requires_grad:
-            raise EvidenceError("the loss doesn't depend on the network's weights through autograd: don't detach it")
+            raise NoGradient("the loss doesn't depend on the network's weights through autograd: don't detach it")
         return loss
 
     def inputs(self, batch: Any) -> Any:
@@ -99,7 +103,18 @@ def _cross_entropy(output: Any, targets: Any) -> Tensor:
 
 
 def gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[str, Tensor]:
-    """Mean over minibatches of the squared derivative of the batch-mean loss by each channel's gate.
+    """Mean over minibatches of the squared derivative of the batch-mean loss by each channel's gate; see `gate_derivatives`."""
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for derivatives in gate_derivatives(model, graph, run):
+        for name, values in derivatives.items():
+            totals[name] = totals[name] + values**2 if name in totals else values**2
+        count += 1
+    return {name: total / count for name, total in totals.items()}
+
+
+def gate_derivatives(model: nn.Module, graph: ChannelGraph, run: DataRun) -> Iterator[dict[str, Tensor]]:
+    """Derivative of every minibatch's mean loss by each channel's gate: group name -> float64 (num_channels,).
 
     No gate is inserted: the derivative is the sum over the group's reading slices of weight x dL/dweight. That isn't so for
     weights that the network computes from parameters (weight standardisation): groups that such weights read are left out.
@@ -108,28 +123,21 @@ def gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[
     readers = reading_members(model, graph)
     weights = {m.parameter_axis.parameter: tensors[m.parameter_axis.parameter] for members in readers.values() for m in members}
     if not weights:
-        return {}
-    totals: dict[str, Tensor] = {}
-    count = 0
+        return
     with for_gradients(model, list(weights.values())):
-        for batch in run:
-            with DirectReaders() if count == 0 else nullcontext() as seen:
+        for index, batch in enumerate(run):
+            with DirectReaders() if index == 0 else nullcontext() as seen:
                 loss = run.loss(model, to_device(batch, model))
             if seen is not None and seen.computed:
                 indirect = seen.indirect(loss, weights.values())
                 readers = without(readers, {name for name, weight in weights.items() if id(weight) in indirect})
             gradients = cast("Gradients", torch.autograd.grad(loss, list(weights.values()), allow_unused=True))
             products = {n: w.detach() * g for (n, w), g in zip(weights.items(), gradients, strict=True) if g is not None}
-            for name, squared in _squared_gate_gradients(readers, products):
-                totals[name] = totals[name] + squared if name in totals else squared
-            count += 1
-    return {name: total / count for name, total in totals.items()}
+            yield dict(_by_group(readers, products))
 
 
-def _squared_gate_gradients(
-    readers: Mapping[str, list[GroupMember]], products: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
-    """(dL/dgate)^2 of one batch for every group, from weight x dL/dweight of every reading weight."""
+def _by_group(readers: Mapping[str, list[GroupMember]], products: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """dL/dgate of one batch for every group, from weight x dL/dweight of every reading weight."""
     sums: dict[tuple[str, int], Tensor] = {}
     for name, members in readers.items():
         parts: list[Tensor] = []
@@ -140,7 +148,7 @@ def _squared_gate_gradients(
                     sums[where] = sum_along(products[where[0]], where[1])
                 parts.append(channel_sum(member, sums[where]))
         if parts:
-            yield name, torch.stack(parts).sum(0).double() ** 2
+            yield name, torch.stack(parts).sum(0).double()
 
 
 def example_gate_gradients(model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ MEASURED: tuple[CriterionRow, ...] = (
         "Qin et al., Functionality-Oriented Convolutional Filter Pruning, BMVC 2019",
         needs=frozenset({"preferences"}),
         comparable=True,
-        settings={"clusters": functionality.CLUSTERS},
+        settings={"clusters": functionality.CLUSTERS, "by": ("responses", "images")},
     ),
     CriterionRow("lasso", lasso.lasso, "He et al., Channel Pruning, ICCV 2017", needs=frozenset({"lasso_entries"})),
     CriterionRow(

@@ -15,10 +15,13 @@ from prunus.graph.as_found import as_found
 from prunus.graph.gates import Gates
 from prunus.graph.labels import named_tensors
 from prunus.importance.evidence import DataRun, for_gradients, to_device, without
-from prunus.importance.oracle_processes import in_step, several_processes, split
+from prunus.importance.oracle_processes import as_the_first, in_step, several_processes, split
 from prunus.importance.oracle_replay import Lanes, NotReplayable, Recording, record, replay, tensors_in
 from prunus.importance.readers import DirectReaders, Reading, reading_members, readings
 from prunus.types import ChannelGraph, first_tensor, map_tensors
+
+SAME_DATA = 1e-9
+"""Batches of two processes are the same if their magnitudes differ by no more than this, relative."""
 
 
 class Ablation:
@@ -62,7 +65,9 @@ class Ablation:
                 latest[:] = [batch]
                 yield batch.figures()
 
-        for _ in in_step(described(), self._device, self._rounding):
+        # Only the loss is computed in the network's precision: the data must be the same to the last digits.
+        tolerances = torch.tensor([self._rounding, SAME_DATA, SAME_DATA], dtype=torch.float64)
+        for _ in in_step(described(), self._device, tolerances):
             yield latest[0]
 
     @property
@@ -108,6 +113,10 @@ class Ablation:
             return self._losses(batch, name, part) - batch.base
 
         return split(evaluate, channels, self._device) if self._shared else evaluate(channels)
+
+    def agreed(self, compute: Callable[[], Tensor]) -> Tensor:
+        """``compute()``, float64 on the CPU; where processes share the work, as the first of them found it."""
+        return as_the_first(compute, self._device) if self._shared else compute()
 
     def _losses(self, batch: Batch, name: str, channels: Tensor) -> Tensor:
         while batch.recording is not None and len(channels):
