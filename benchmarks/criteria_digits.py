@@ -6,7 +6,7 @@
 behind the first two), global average pooling, a linear layer; SGD, 15 epochs. Every seed trains a network of its own; the oracle
 silences each of the 80 channels. Expected: mean over 5 seeds of the global Spearman with the oracle, as measured by another
 implementation whose seeds, batches and scoring images aren't known. That one took activations in front of the pooling, so that
-its rows of activation_mean and apoz are of another quantity: taken there, seed 0 gives -0.52 and -0.09 here, too; where the channel
+its rows of activation_mean and apoz are of another quantity: taken there, seed 0 gives -0.52 and -0.09 here, too; where a channel
 is read, behind the pooling, 0.56 and 0.39.
 """
 

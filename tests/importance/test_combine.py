@@ -166,6 +166,15 @@ def test_a_sum_of_criteria_by_name(plain: tuple[nn.Module, prunus.ChannelGraph])
     assert not prunus.score(*plain, "l1 + 0.5*taylor", data, normalisation="none").comparable
 
 
+def test_every_term_of_a_sum_sees_all_of_data_that_can_be_read_once(plain: tuple[nn.Module, prunus.ChannelGraph]) -> None:
+    model, graph = plain
+    data = batches(2)
+    expected = prunus.score(model, graph, "taylor + activation_mean", data)
+    found = prunus.score(model, graph, "taylor + activation_mean", iter(data))
+    for name in expected.by_group:
+        assert torch.equal(found[name], expected[name])
+
+
 def test_options_of_a_sum_go_to_the_terms_that_have_them(plain: tuple[nn.Module, prunus.ChannelGraph]) -> None:
     data = batches(2)
     terms = [(prunus.score(*plain, "l1"), 1.0), (prunus.score(*plain, "taylor", data, per_example=True), 1.0)]

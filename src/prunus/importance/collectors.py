@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from itertools import islice
 
 from torch import Tensor, nn
 
@@ -39,6 +41,8 @@ COLLECTORS: dict[str, Collector] = {
 
 def collect(kinds: Collection[str], model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[str, dict[str, Tensor]]:
     """Evidence of every kind: kind -> group name -> (num_channels,); all statistics of activations come from one pass."""
+    if len(kinds) > 1 and isinstance(run.data, Iterator):  # each kind goes through all of it
+        run = replace(run, data=list(islice(run.data, run.batches)))
     activations = sorted(kind for kind in kinds if kind in ACTIVATION_KINDS)
     found = activation_statistics(activations, model, graph, run) if activations else {}
     return found | {kind: COLLECTORS[kind](model, graph, run) for kind in sorted(kinds) if kind not in found}
