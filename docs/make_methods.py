@@ -67,7 +67,7 @@ SHARED_OPTIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Described:
-    """A docstring in parts. ``formula`` and ``when`` are empty where it has none."""
+    """A docstring in parts: ``text`` is Markdown, with the formula where it stands. ``formula`` and ``when`` may be empty."""
 
     summary: str
     text: tuple[str, ...]
@@ -76,17 +76,20 @@ class Described:
 
 
 def described(function: Callable[..., Any]) -> Described:
-    """The parts of a criterion's docstring, in Markdown."""
-    head, *rest = re.split(r"\n\s*\n", inspect.cleandoc(function.__doc__ or ""))
-    blocks = [block for block in rest if block.startswith("    ")]
-    texts = [_flowing(block) for block in rest if not block.startswith("    ")]
-    when = [text.removeprefix("When to use:").strip() for text in texts if text.startswith("When to use:")]
-    return Described(
-        _flowing(head),
-        tuple(text for text in texts if not text.startswith("When to use:")),
-        "\n\n".join(textwrap.dedent(block) for block in blocks),
-        " ".join(text[:1].upper() + text[1:] for text in when),
-    )
+    """The parts of a criterion's docstring."""
+    head, *blocks = re.split(r"\n\s*\n", inspect.cleandoc(function.__doc__ or ""))
+    text: list[str] = []
+    formulas: list[str] = []
+    when = ""
+    for block in blocks:
+        if block.startswith("    "):
+            formulas.append(textwrap.dedent(block))
+            text.append(f"```text\n{formulas[-1]}\n```")
+        elif block.startswith("When to use:"):
+            when = _flowing(block.removeprefix("When to use:"))
+        else:
+            text.append(_flowing(block))
+    return Described(_flowing(head), tuple(text), "\n\n".join(formulas), when[:1].upper() + when[1:])
 
 
 def _flowing(block: str) -> str:
@@ -150,8 +153,9 @@ def body(row: CriterionRow) -> Iterator[str]:
     """What is said of a row and of a variant of it alike."""
     said = described(row.function)
     yield said.summary
-    yield f"```text\n{said.formula}\n```" if said.formula else f"Formula: {NOT_SAID}."
     yield from said.text
+    if not said.formula:
+        yield f"Formula: {NOT_SAID}."
     yield f"**When to use.** {said.when or NOT_SAID}"
 
 

@@ -114,8 +114,12 @@ def test_docstrings_in_parts(generator: ModuleType) -> None:
     assert generator.described(bare) == generator.Described(
         "Only a first line.", ("And text over two lines with `code`.",), "", ""
     )
+    formula = "score[c] = 1\n  + 2"
     assert generator.described(full) == generator.Described(
-        "A first line.", ("Text.",), "score[c] = 1\n  + 2\n\nand = more", "Always, but not here."
+        "A first line.",
+        (f"```text\n{formula}\n```", "Text.", "```text\nand = more\n```"),
+        f"{formula}\n\nand = more",
+        "Always, but not here.",
     )
 
 

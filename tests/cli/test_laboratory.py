@@ -102,6 +102,16 @@ def test_compare_without_removal_on_a_sample(nets: Path) -> None:
     assert tree["removal"] is None and tree["network"]["sampled"] == 9 and Path("comparison/comparison.html").exists()
 
 
+def test_a_stopped_comparison_says_how_to_go_on(nets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prunus.laboratory.parts.score_by", stop)
+    result = call("compare", "--model", "nets.py:small", *DATA, *QUICK, "--criteria", "l1", "--out", "lab")
+    assert result.exit_code == 130 and "stopped; the same command continues the comparison in lab" in result.stderr
+    assert sorted(file.name for file in Path("lab/stages").iterdir()) == ["seed-0-network.json", "seed-0-oracle.json"]
+
+
 def test_untrained_weights_are_told(nets: Path) -> None:
     text = (
         "cifar:resnet20 has random weights, so its scores say nothing about a trained network: give trained ones with --weights"

@@ -172,7 +172,7 @@ def test_every_term_of_a_sum_sees_all_of_data_that_can_be_read_once(plain: tuple
     expected = prunus.score(model, graph, "taylor + activation_mean", data)
     found = prunus.score(model, graph, "taylor + activation_mean", iter(data))
     for name in expected.by_group:
-        assert torch.equal(found[name], expected[name])
+        assert torch.equal(found.by_group[name], expected.by_group[name])
 
 
 def test_options_of_a_sum_go_to_the_terms_that_have_them(plain: tuple[nn.Module, prunus.ChannelGraph]) -> None:

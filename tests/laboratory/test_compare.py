@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 import prunus
 from laboratory.subjects import REMOVAL, SETTINGS, bundle, network, subject
-from prunus import NothingPruned, PrunusWarning, RecipeError
+from prunus import NothingPruned, PrunusWarning, RecipeError, TrainingError
 from prunus.laboratory import Subject, compare, parts, read_criteria, spearman
 from prunus.laboratory.images import scoring_batches
 from prunus.laboratory.summary import figure
@@ -150,6 +150,30 @@ def test_accuracy_after_removal(tmp_path: Path) -> None:
     assert removal["curves"]["l1"]["none"][1]["mean"] == pytest.approx(right)
     assert [p["mean"] for p in removal["curves"]["l1"]["none"]][2] is None  # 14 channels in two groups: at least one stays
     assert [r["share"] for r in removal["refused"]] == [0.95] * 3 and "reached" in removal["refused"][0]["why"]
+
+
+def test_shares_that_cannot_be_reached_are_told(tmp_path: Path) -> None:
+    result = compare(subject(), read_criteria("l1"), [0], tmp_path, replace(REMOVAL, shares=(0.95,)))
+    assert result["removal"]["recoveries"] == [] and [r["criterion"] for r in result["removal"]["refused"]] == ["oracle", "l1"]
+    assert "l1, seed 0, 95.0 %: " in (tmp_path / "comparison.html").read_text()
+
+
+def test_a_removal_that_is_not_exact_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = prunus.VerificationReport(0.25, 1e-9, False, "made up")
+    monkeypatch.setattr("prunus.laboratory.removal.verify", lambda *_, **__: wrong)
+    result = compare(subject(), read_criteria("l1"), [0], tmp_path, REMOVAL)
+    assert result["removal"]["refused"][0]["why"] == "removed and silenced networks differ by 2.5e-01 (relative). made up"
+    assert [p["mean"] for p in result["removal"]["curves"]["l1"].get("none", [])] == []
+
+
+def test_recovery_that_fails_is_told_and_the_rest_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverged(*_: Any, **__: Any) -> None:
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr("prunus.laboratory.removal.train", diverged)
+    removal = compare(subject(), read_criteria("l1"), [0], tmp_path, REMOVAL)["removal"]
+    assert removal["recoveries"] == ["none", "recalibrated"]
+    assert removal["refused"][0]["why"] == "fine-tuned: the loss is nan"
 
 
 def test_without_fine_tuning(tmp_path: Path) -> None:

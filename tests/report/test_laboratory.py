@@ -52,7 +52,7 @@ def sample() -> dict[str, Any]:
         "prunus": "0.1",
         "created": "2026-11-22T10:00:00+00:00",
         "subject": {"model": "net", "data": "images"},
-        "settings": {"images": 64, "shares": [0.3, 0.6]},
+        "settings": {"images": 64, "shares": [0.3, 0.6], "recovery": {"steps": 50, "lr": 0.01}, "keep": [], "channels": None},
         "seeds": [0, 1],
         "network": {
             "accuracy": fig(0.95),
@@ -92,6 +92,7 @@ def test_the_page_says_what_the_result_says() -> None:
         "Test accuracy with 60 % of the channels removed",
         "l1, seed 1, 60.0 %: can't be reached",
         "85.0 % ± 5.0 40.0 %",
+        "shares 0.3, 0.6 recovery steps 50, lr 0.01 seeds 0, 1",
     ):
         assert text in found.text, text
     assert json.loads(found.scripts["result"])["seeds"] == [0, 1]
@@ -159,13 +160,14 @@ def scores() -> dict[str, Any]:
         "paper": "Li et al.",
         "comparable": False,
         "notes": ["norms are alike"],
+        "options": {"members": "max"},
         "scores": {"conv1": [1.0, 2.0, 3.0], "conv2": [0.5, 4.5]},
     }
 
 
 def test_the_page_of_scores() -> None:
     text = Reader(render_scores(scores())).text
-    assert "Scores of net" in text and "not comparable over groups" in text and "norms are alike" in text
+    assert "Scores of net" in text and "l1 (members = max), not comparable over groups" in text and "norms are alike" in text
     assert "conv1 3 1 2 3" in text and "conv2 2 0.5 2.5 4.5" in text
 
 

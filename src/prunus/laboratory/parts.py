@@ -200,8 +200,8 @@ def _half(graph: ChannelGraph, scores: Scores) -> PruningPlan:
 
 
 def _no_better_than_guessing(accuracy: float, images: int, classes: int) -> str | None:
-    chance = 1 / classes
-    if accuracy > chance + 3 * math.sqrt(chance * (1 - chance) / images):
+    chance = 1 / max(classes, 1)
+    if classes < 2 or accuracy > chance + 3 * math.sqrt(chance * (1 - chance) / images):
         return None
     return (
         f"the network is right on {accuracy:.1%} of {images} test images, no better than guessing among {classes} classes: what "

@@ -38,7 +38,8 @@ class Settings:
 
     def of_parts(self) -> dict[str, Any]:
         """What the result of a part depends on: all but the shares, each of which is a part of its own."""
-        return {name: value for name, value in asdict(self).items() if name != "shares"} | {"keep": repr(self.keep)}
+        parts = {name: value for name, value in asdict(self).items() if name != "shares"}
+        return {**parts, "keep": list(self.keep) if isinstance(self.keep, tuple) else self.keep}
 
 
 @dataclass(frozen=True, eq=False)

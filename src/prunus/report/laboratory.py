@@ -82,7 +82,9 @@ def render_scores(result: Result) -> str:
         about = escape(f"{result['summary']} {result['paper']}.")
         note = f'<p class="note">{about}</p>{bullets(result["notes"])}'
         content = {"Scores": note + place("plot-scores", "Scores of every channel, a row for each group"), "Groups": listed}
-        subtitle = escape(f"{result['criterion']}, {'comparable' if result['comparable'] else 'not comparable'} over groups")
+        options = ", ".join(f"{name} = {value}" for name, value in result["options"].items())
+        criterion = f"{result['criterion']} ({options})" if options else str(result["criterion"])
+        subtitle = escape(f"{criterion}, {'comparable' if result['comparable'] else 'not comparable'} over groups")
         return _page(f"Scores of {result['model']}", subtitle, content, drawn, result)
     except (KeyError, TypeError) as error:
         raise _not_shown(error) from error
@@ -206,7 +208,7 @@ def _removal(result: Result, drawn: Mapping[str, Figure]) -> str:
         '<p class="note">The lowest channels of the whole network are really removed, at least one of every group stays. Scores '
         "that aren't comparable over groups are divided by their group's mean first. Mean over the seeds.</p>"
     ]
-    parts.append(_at_half(result))
+    parts.append(_at_half(result) if removal["recoveries"] else "")
     for recovery in removal["recoveries"]:
         done = _RECOVERED[recovery]
         title = f"Test accuracy against the share of channels removed, {done}"
@@ -235,9 +237,18 @@ def _not_applicable(result: Result) -> str:
     return table("Criteria that this network doesn't allow", ["criterion", "why"], rows) if rows else ""
 
 
+def _setting(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {plain(one)}" for name, one in value.items())
+    return ", ".join(map(plain, value)) if isinstance(value, list) else plain(value)
+
+
 def _compared(result: Result) -> str:
     cost, network = result["network"]["cost"], result["network"]
-    entries = [(str(k), escape(plain(v))) for k, v in {**result["subject"], **result["settings"]}.items() if v is not None]
+    asked = {**result["subject"], **result["settings"]}
+    entries = [
+        (str(name).replace("_", " "), escape(_setting(value))) for name, value in asked.items() if value not in (None, "", [])
+    ]
     entries += [("seeds", escape(", ".join(map(str, result["seeds"])))), ("test images", count(network["test_images"]))]
     entries += [("MACs", count(cost["macs"])), ("parameters", count(cost["parameters"]))]
     entries += [(name, escape(plain(value))) for name, value in result["environment"].items()]

@@ -264,5 +264,8 @@ def scores_figure(by_group: Mapping[str, Sequence[float]], criterion: str) -> Fi
         for n, (name, scores) in enumerate(by_group.items())
     ]
     frame = _rows_layout(list(by_group), f"score by {criterion}, higher = keep", legend=False)
-    frame["xaxis"] = axis(plotly_text(f"score by {criterion}, higher = keep")) | {"type": "log" if wide else "linear"}
+    frame["xaxis"] = axis(plotly_text(f"score by {criterion}, higher = keep")) | {
+        "type": "log" if wide else "linear",
+        "exponentformat": "power",
+    }
     return {"data": traces, "layout": frame}
