@@ -25,7 +25,7 @@ def run(name: str, subject: Subject, criteria: str, seeds: int, out: Path, setti
 
 def store(name: str, result: Mapping[str, Any]) -> None:
     """The result without what only its page needs, and a Markdown table of it."""
-    kept = {key: value for key, value in result.items() if key not in ("prunus", "warnings")}
+    kept = {key: value for key, value in result.items() if key not in ("prunus", "warnings", "seconds")}
     write_atomically(RESULTS / f"{name}.json", (json.dumps(kept, indent=1) + "\n").encode())
     lines = [about(result), "", *markdown(HEAD, [cells(row) for row in ranked(result)])]
     refused = [f"- {row['name']}: {row['not_applicable']}" for row in result["criteria"] if row["not_applicable"] is not None]

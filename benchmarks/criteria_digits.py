@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _criteria import RESULTS, markdown, run
+from _criteria import RESULTS, markdown, run, store
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -134,11 +134,11 @@ def main() -> None:
     subject = Subject(lambda seed: trained(seed, args.folder / "networks", images, labels), data, about)
     settings = Settings(images=args.images, batch_size=args.batch_size, test_images=None)
     settings = settings if args.removal else Settings(**{**vars(settings), "shares": ()})
-    command = "python benchmarks/criteria_digits.py" + " --removal" * args.removal
-    result = run("criteria_digits", subject, args.criteria, args.seeds, args.folder, settings, {"command": command})
+    command = f"python benchmarks/criteria_digits.py --seeds {args.seeds}" + " --removal" * args.removal
+    result = run("", subject, args.criteria, args.seeds, args.folder, settings, {})
     found = verdicts(result)
-    text = report(result, found)
-    path = RESULTS / "criteria_digits.md"
+    store("criteria_digits", {**result, "command": command, "expected": found})
+    text, path = report(result, found), RESULTS / "criteria_digits.md"
     write_atomically(path, (path.read_text() + text + "\n").encode())
     print(text)
 
