@@ -86,8 +86,8 @@ def _families(networks: Mapping[str, Row]) -> list[str]:
         short = sorted(name for name in names if not all(_prunable(row) for row in members[name]))
         if names:
             lines.append(
-                f"Of {len(names)} families of {kind}, {len(names) - len(short)} ({1 - len(short) / len(names):.1%}) have all their "
-                f"members here prunable in groups that hold at least {ENOUGH:.0%} of the MACs."
+                f"Of {len(names)} families of {kind}, {len(names) - len(short)} ({1 - len(short) / len(names):.1%}) have all "
+                f"their members here prunable in groups that hold at least {ENOUGH:.0%} of the MACs."
                 + (f" The others: {', '.join(short)}." if short else "")
             )
             lines.append("")

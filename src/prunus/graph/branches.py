@@ -29,7 +29,7 @@ EMPTIABLE: tuple[type[nn.Module], ...] = (
 
 
 class _Step(NamedTuple):
-    """A weighted layer as a step from the groups it reads to those it writes, sets of bits; a source reads the network's input."""
+    """A weighted layer as a step from the groups it reads to those it writes (as bits); a source reads the network's input."""
 
     reads: int
     writes: int

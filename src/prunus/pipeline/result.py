@@ -43,6 +43,7 @@ def assemble(
     frozen = {name: why for r in prunes for name, why in r["frozen"].items()}
     machine = environment()
     curves = _curves(results)
+    gallery = [results["gallery"]["file"]] if "gallery" in results else []
     return {
         "prunus": machine["prunus"],
         "name": recipe.name,
@@ -75,11 +76,12 @@ def assemble(
         "notes": [*data.notes, *graph.notes, *(note for r in results.values() for note in r.get("notes", []))],
         "verification": max((r["verification"] for r in prunes), key=lambda v: v["max_error"]),
         "samples": export["samples"],
+        **({"gallery": results["gallery"]} if "gallery" in results else {}),
         "exports": export["exports"],
         "environment": machine,
         "warnings": [w for r in results.values() for w in r["warnings"]],
         "recipe": recipe.model_dump(mode="json"),
-        "files": ["result.json", "report.html", "small.prunus", *(e["file"] for e in export["exports"])],
+        "files": ["result.json", "report.html", "small.prunus", *(e["file"] for e in export["exports"]), *gallery],
     }
 
 

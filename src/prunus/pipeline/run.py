@@ -16,9 +16,11 @@ from prunus.config import Recipe
 from prunus.graph import trace
 from prunus.importance import score
 from prunus.importance.criteria import resolve_criterion
+from prunus.importance.evidence import DataRun
 from prunus.pipeline.deliver import deliver
 from prunus.pipeline.images import load_images
 from prunus.pipeline.networks import Networks
+from prunus.pipeline.preferences import PAGE, write_preferences
 from prunus.pipeline.prune import PruneResult, prune
 from prunus.pipeline.result import assemble, stage_title
 from prunus.pipeline.rounds import meets, plan_round, recalled, remembered, removed_channels
@@ -68,6 +70,7 @@ class _Run:
         """Whatever can be known to fail later fails now, before anything is trained or written: names, weights, the budget."""
         settings, model = self.recipe.prune, self.networks.build()
         criterion = resolve_criterion(settings.criterion, settings.criterion_options)
+        self.needs = criterion.needs
         self.batches = settings.batches if criterion.needs else 0
         graph = self._trace(model)
         budget = replace(settings.to_budget(), tolerance=0.99)  # how close it comes depends on the scores
@@ -83,6 +86,8 @@ class _Run:
         rounds = self._rounds()
         if self.recipe.recover.final_epochs:
             self._step("final-fine-tune", lambda model, record: self._final_fine_tune(model, record, rounds))
+        if "preferences" in self.needs:
+            self._do("gallery", self._gallery, f"../{PAGE}")
         self._do("export", self._export, "../small.prunus")
         record = self.networks.record(self.stages, self.latest)
         result = assemble(
@@ -212,6 +217,16 @@ class _Run:
         last = settings.model_copy(update={"epochs": settings.final_epochs, "steps": None, "schedule": "cosine"})
         epochs = self.trainer.fit(model, last, "final-fine-tune", phase, teacher=self._teacher())
         return model, record, {"epochs": epochs, "evaluation": self.trainer.evaluate(model, "after the final fine-tuning")}
+
+    def _gallery(self) -> dict[str, Any]:
+        """What channels prefer, before pruning and now."""
+        small, record = self.networks.load(self.stages, self.latest)
+        settings, trainer = self.recipe.prune, self.trainer
+        batches = trainer.calibration(self.batches, settings.augment)
+        run = DataRun(batches, trainer.loss_fn, trainer.forward_fn, seed=self.recipe.seed)
+        options = {name: value for name, value in settings.criterion_options.items() if name in ("clusters", "by")}
+        full = self._base(), self.full
+        return write_preferences(full, (small, self._trace(small)), record, run, options, self.out / PAGE)
 
     def _export(self) -> dict[str, Any]:
         small, record = self.networks.load(self.stages, self.latest)

@@ -17,6 +17,7 @@ from prunus.report.confusion import confusion
 from prunus.report.data import data
 from prunus.report.drawing import place
 from prunus.report.plots import MOST_PHASES, figures, stages_shown
+from prunus.report.preferences import preferences
 from prunus.report.rounds import rounds
 from prunus.report.samples import samples
 from prunus.report.speed import speed
@@ -70,7 +71,7 @@ def render(result: Mapping[str, Any]) -> str:
 _SECTIONS = (
     *(summary.subtitle, summary.warnings, summary.lead, summary.cards, summary.budget, summary.request),
     *(sections.networks, sections.stages, sections.training, sections.legend, sections.widths, sections.frozen),
-    *(confusion, rounds, samples, data, speed),
+    *(confusion, rounds, samples, preferences, data, speed),
     *(sections.exactness, sections.exports, sections.environment, sections.recipe, sections.command, sections.files),
 )
 
