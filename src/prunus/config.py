@@ -107,7 +107,7 @@ class PruneConfig(_Section):
     )
     criterion: str = Field("taylor", description="a name that `prunus criteria` lists")
     criterion_options: dict[str, Any] = Field(default_factory=dict, description="options of the criterion")
-    allocator: str = Field("global", description="uniform, global or global_per_cost")
+    allocator: str = Field("global", description="uniform, global, global_per_cost or knapsack")
     rounds: int = Field(1, ge=1, description="iterative pruning: so many rounds of prune + fine-tune, geometric in the budget")
     channels_per_round: int | None = Field(
         None, ge=1, description="iterative pruning: remove so many channels a round, for as many rounds as the budget needs"

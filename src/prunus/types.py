@@ -160,6 +160,9 @@ class Cost:
     latency_ms: float | None = None
 
 
+Terms: TypeAlias = "dict[tuple[str, ...], float]"
+
+
 class CostModel(Protocol):
     """Closed form of the cost in the number of channels kept in every group."""
 
@@ -167,6 +170,14 @@ class CostModel(Protocol):
 
     def costs(self, names: Sequence[str], kept: Any) -> Mapping[str, Any]:
         """Costs of many plans at once: ``kept`` is an array (plans, names), each cost an array (plans,)."""
+        ...
+
+    def terms(self, target: str) -> list[Terms]:
+        """``macs``, ``parameters`` or ``activation_bytes`` written out as sums of products.
+
+        The cost is the largest of the returned sums (one for every moment of the activations). A sum maps group names, sorted,
+        with a group as often as its channels are multiplied, to the factor of that product; ``()`` is the constant.
+        """
         ...
 
 

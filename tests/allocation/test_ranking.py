@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus import Budget, BudgetNotMet
-from prunus.allocation.ranking import _on_one_scale
+from prunus.allocation.ranking import on_one_scale
 from prunus.allocation.widths import GroupWidths, Widths
 from small_nets import build, images
 
@@ -124,8 +124,8 @@ def test_a_step_costs_the_mean_score_of_what_it_removes() -> None:
     """From 6 to 4 removes scores 1 and 3, from 4 to 2 removes 5 and 5."""
     group = widths_of([6, 4, 2], [9.0, 8.0, 5.0, 5.0, 3.0, 1.0])
     assert group.step_scores().tolist() == [2.0, 5.0]
-    assert _on_one_scale(group, True).tolist() == [2.0, 5.0]
-    assert _on_one_scale(group, False).tolist() == pytest.approx([2 * 6 / 31, 5 * 6 / 31])
+    assert on_one_scale(group, True).tolist() == [2.0, 5.0]
+    assert on_one_scale(group, False).tolist() == pytest.approx([2 * 6 / 31, 5 * 6 / 31])
 
 
 def test_steps_are_taken_in_order() -> None:
@@ -136,8 +136,8 @@ def test_steps_are_taken_in_order() -> None:
 
 
 def test_all_zero_and_negative_scores_stay_finite_and_ordered() -> None:
-    assert _on_one_scale(widths_of([2, 1], [0.0, 0.0]), False).tolist() == [0.0]
-    assert _on_one_scale(widths_of([3, 2, 1], [1.0, -1.0, -4.0]), False).tolist() == [-2.0, -0.5]
+    assert on_one_scale(widths_of([2, 1], [0.0, 0.0]), False).tolist() == [0.0]
+    assert on_one_scale(widths_of([3, 2, 1], [1.0, -1.0, -4.0]), False).tolist() == [-2.0, -0.5]
 
 
 # -- the room they move in

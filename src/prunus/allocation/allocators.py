@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prunus.allocation import ranking
+from prunus.allocation.knapsack import knapsack
 from prunus.errors import UnknownName
 from prunus.types import Allocator, Budget, ChannelGraph, PruningPlan, Scores
 
@@ -43,6 +44,7 @@ ALLOCATORS: dict[str, AllocatorRow] = {
         AllocatorRow("uniform", ranking.uniform),
         AllocatorRow("global", ranking.global_ranking),
         AllocatorRow("global_per_cost", ranking.global_per_cost),
+        AllocatorRow("knapsack", knapsack),
     )
 }
 

@@ -35,13 +35,13 @@ def uniform(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
     levels = levels_at(high)
     pruned = [i for i, level in enumerate(levels) if level > 0]
     by_ratio = sorted(pruned, key=lambda i: widths.groups[i].levels[levels[i]] / widths.groups[i].levels[0])
-    return _finish(widths, levels, by_ratio, "uniform")
+    return finish(widths, levels, by_ratio, "uniform")
 
 
 def global_ranking(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
     """Remove the lowest scores of the whole network; scores that aren't comparable are divided by their group's mean first."""
     widths = Widths(graph, scores, budget)
-    return _lowest_first(widths, [_on_one_scale(group, scores.comparable) for group in widths.groups], "global")
+    return _lowest_first(widths, [on_one_scale(group, scores.comparable) for group in widths.groups], "global")
 
 
 def global_per_cost(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
@@ -52,7 +52,7 @@ def global_per_cost(graph: ChannelGraph, scores: Scores, budget: Budget) -> Prun
     """
     widths = Widths(graph, scores, budget)
     prices = _prices(widths)
-    by_group = [_per_cost(_on_one_scale(g, scores.comparable), price) for g, price in zip(widths.groups, prices, strict=True)]
+    by_group = [_per_cost(on_one_scale(g, scores.comparable), price) for g, price in zip(widths.groups, prices, strict=True)]
     return _lowest_first(widths, by_group, "global_per_cost")
 
 
@@ -84,16 +84,17 @@ def _lowest_first(widths: Widths, by_group: Sequence[Floats], name: str) -> Prun
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if widths.gap(levels_after(middle)) >= 0 else (middle + 1, high)
-    return _finish(widths, levels_after(high), ranked[:high][::-1].tolist(), name)
+    return finish(widths, levels_after(high), ranked[:high][::-1].tolist(), name)
 
 
-def _on_one_scale(group: GroupWidths, comparable: bool) -> Floats:
+def on_one_scale(group: GroupWidths, comparable: bool) -> Floats:
+    """Mean score of every step (see `GroupWidths.step_scores`); divided by the group's mean where scores aren't comparable."""
     steps = group.step_scores()
     mean = float(group.sorted_scores.abs().mean())
     return steps if comparable or mean == 0 else steps / mean
 
 
-def _finish(widths: Widths, levels: list[int], candidates: list[int], name: str) -> PruningPlan:
+def finish(widths: Widths, levels: list[int], candidates: list[int], name: str) -> PruningPlan:
     """Give back what still fits, best candidates first; if the budget is still missed by more than the tolerance, look around."""
     levels = closest = _give_back(widths, levels, candidates)
     for reach in _REACHES:

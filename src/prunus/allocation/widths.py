@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunus.errors import BudgetNotMet, InvalidBudget, NothingPruned
-from prunus.types import Budget, ChannelGraph, ChannelGroup, PruningPlan, Scores
+from prunus.types import Budget, ChannelGraph, ChannelGroup, PruningPlan, Scores, Terms
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -84,6 +84,11 @@ class Widths:
         kept = self.table[np.arange(len(self.groups)), levels]
         costs = self.graph.cost_model.costs(self._names, kept)
         return {**{name: np.rint(costs[name]) for name in costs}, "channels": kept @ self._factors + self._other_channels}
+
+    def channel_terms(self) -> Terms:
+        """The number of channels as `CostModel.terms` writes costs."""
+        factors = zip(self._names, self._factors.tolist(), strict=True)
+        return {(): float(self._other_channels)} | {(name,): factor for name, factor in factors}
 
     def rooms(self, levels: Ints) -> Floats:
         """Room left under every limit, as a share of it, for many positions (positions, groups): (positions, targets)."""

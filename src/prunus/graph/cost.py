@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from prunus.graph.labels import LabelVector
-from prunus.types import Cost
+from prunus.types import Cost, Terms
 
 Floats = npt.NDArray[np.float64]
 
@@ -75,7 +76,9 @@ class ClosedFormCost:
         storages: list[tuple[float, list[int]]],
         live_at: list[list[int]],
     ) -> None:
+        self._names = list(groups)
         self._index = {name: i for i, name in enumerate(groups)}
+        self._linears: dict[int, dict[tuple[str, ...], float]] = {}
         self.full = np.array(list(groups.values()), dtype=np.float64)
         self._constant, self._coefficients = widths.matrices()
         self._layers, self._parameters, self._storages = map(product_table, (layers, parameters, storages))
@@ -107,3 +110,36 @@ class ClosedFormCost:
             "parameters": products(self._parameters).sum(axis=0),
             "activation_bytes": live.max(axis=0) if len(live) else np.zeros(len(kept)),
         }
+
+    def terms(self, target: str) -> list[Terms]:
+        """The cost written out: products of the groups' channels and their factors; see `CostModel.terms`."""
+        if target != "activation_bytes":
+            factors, rows = {"macs": self._layers, "parameters": self._parameters}[target]
+            return [self._expanded(factors, rows)]
+        factors, rows = self._storages
+        moments = {tuple(self._live.indices[a:b]) for a, b in zip(self._live.indptr, self._live.indptr[1:], strict=False)}
+        return [self._expanded(factors[list(alive)], rows[list(alive)]) for alive in sorted(moments)]
+
+    def _expanded(self, factors: Floats, rows: npt.NDArray[np.int64]) -> Terms:
+        found: dict[tuple[str, ...], float] = defaultdict(float)
+        for factor, widths in zip(factors, rows, strict=True):
+            product: dict[tuple[str, ...], float] = {(): float(factor)}
+            for width in widths[widths > 0]:
+                linear = self._linear(int(width))
+                wider: dict[tuple[str, ...], float] = defaultdict(float)
+                for names, value in product.items():
+                    for name, coefficient in linear.items():
+                        wider[tuple(sorted(names + name))] += value * coefficient
+                product = wider
+            for names, value in product.items():
+                found[names] += value
+        return dict(found)
+
+    def _linear(self, row: int) -> dict[tuple[str, ...], float]:
+        """A width as a constant, under the key of no group, and what a channel of each group adds."""
+        if row not in self._linears:
+            start, stop = self._coefficients.indptr[row : row + 2]
+            groups = zip(self._coefficients.indices[start:stop], self._coefficients.data[start:stop], strict=True)
+            found: dict[tuple[str, ...], float] = {(self._names[group],): float(value) for group, value in groups}
+            self._linears[row] = found | ({(): float(self._constant[row])} if self._constant[row] else {})
+        return self._linears[row]
