@@ -107,7 +107,13 @@ class PruneConfig(_Section):
     )
     criterion: str = Field("taylor", description="a name that `prunus criteria` lists")
     criterion_options: dict[str, Any] = Field(default_factory=dict, description="options of the criterion")
-    allocator: str = Field("global", description="uniform, global, global_per_cost or knapsack")
+    allocator: str = Field(
+        "global",
+        description="uniform, global, global_per_cost, knapsack, per_layer, thresholds or mean_minus_deviations",
+    )
+    allocator_options: dict[str, Any] = Field(
+        default_factory=dict, description='options of the allocator, e.g. { ratios = { "layer1.*" = 1.0, "layer4.*" = 2.0 } }'
+    )
     rounds: int = Field(1, ge=1, description="iterative pruning: so many rounds of prune + fine-tune, geometric in the budget")
     channels_per_round: int | None = Field(
         None, ge=1, description="iterative pruning: remove so many channels a round, for as many rounds as the budget needs"

@@ -1,5 +1,5 @@
 """How much of each group stays: a table of allocators that meet a budget in the user's unit."""
 
-from prunus.allocation.allocators import ALLOCATORS, AllocatorRow, allocate
+from prunus.allocation.allocators import ALLOCATORS, AllocatorRow, allocate, resolve_allocator
 
-__all__ = ["ALLOCATORS", "AllocatorRow", "allocate"]
+__all__ = ["ALLOCATORS", "AllocatorRow", "allocate", "resolve_allocator"]

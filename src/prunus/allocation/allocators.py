@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from prunus.allocation import ranking
+from prunus.allocation import hand_set, ranking
 from prunus.allocation.knapsack import knapsack
 from prunus.errors import UnknownName
 from prunus.types import Allocator, Budget, ChannelGraph, PruningPlan, Scores
@@ -15,10 +16,13 @@ Evaluate = Callable[[PruningPlan], float]
 
 @dataclass(frozen=True)
 class AllocatorRow:
-    """A row of `ALLOCATORS` that needs nothing but scores and costs."""
+    """A row of `ALLOCATORS` that needs nothing but scores and costs. ``options``: names of the function's keyword options;
+    ``bound``: those that were given."""
 
     name: str
-    function: Callable[[ChannelGraph, Scores, Budget], PruningPlan]
+    function: Callable[..., PruningPlan]
+    options: tuple[str, ...] = ()
+    bound: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
 
     @property
     def summary(self) -> str:
@@ -35,7 +39,14 @@ class AllocatorRow:
         measure: Evaluate | None = None,
     ) -> PruningPlan:
         """A plan that meets the budget from below; ``evaluate`` and ``measure`` are for allocators that search."""
-        return self.function(graph, scores, budget)
+        return self.function(graph, scores, budget, **self.bound)
+
+    def with_options(self, options: Mapping[str, Any]) -> AllocatorRow:
+        """The row with these options bound; `UnknownName` for one that it doesn't have."""
+        for name in options:
+            if name not in self.options:
+                raise UnknownName.among(f"option of allocator {self.name}", name, self.options)
+        return replace(self, bound={**self.bound, **options})
 
 
 ALLOCATORS: dict[str, AllocatorRow] = {
@@ -45,8 +56,26 @@ ALLOCATORS: dict[str, AllocatorRow] = {
         AllocatorRow("global", ranking.global_ranking),
         AllocatorRow("global_per_cost", ranking.global_per_cost),
         AllocatorRow("knapsack", knapsack),
+        AllocatorRow("per_layer", hand_set.per_layer, ("ratios", "fixed")),
+        AllocatorRow("thresholds", hand_set.thresholds, ("thresholds", "fixed")),
+        AllocatorRow("mean_minus_deviations", hand_set.mean_minus_deviations),
     )
 }
+
+
+def resolve_allocator(allocator: str | Allocator, options: Mapping[str, Any]) -> Allocator:
+    """The allocator of this name and options; an object is taken as it is.
+
+    Raises:
+        UnknownName: no such allocator or option.
+    """
+    if not isinstance(allocator, str):
+        if options:
+            raise UnknownName(f"options {sorted(options)} are for allocators that are given by name")
+        return allocator
+    if allocator not in ALLOCATORS:
+        raise UnknownName.among("allocator", allocator, ALLOCATORS)
+    return ALLOCATORS[allocator].with_options(options)
 
 
 def allocate(
@@ -57,17 +86,18 @@ def allocate(
     *,
     evaluate: Evaluate | None = None,
     measure: Evaluate | None = None,
+    **options: Any,
 ) -> PruningPlan:
     """Decide how many and which channels stay, so that every target of ``budget`` holds, from below and within its tolerance.
 
+    Args:
+        allocator: a name from `ALLOCATORS`, with its ``options``, e.g. ``"per_layer", ratios={"layer1.*": 1, "layer4.*": 2}``; or
+            your own `Allocator`.
+
     Raises:
-        UnknownName: no such allocator.
+        UnknownName: no such allocator or option.
         NothingPruned: all groups are frozen or at their floors, or the network already meets the budget.
         BudgetNotMet: even the smallest allowed network costs more, or channels are too coarse to come close;
             ``plan`` is the nearest.
     """
-    if isinstance(allocator, str):
-        if allocator not in ALLOCATORS:
-            raise UnknownName.among("allocator", allocator, ALLOCATORS)
-        allocator = ALLOCATORS[allocator]
-    return allocator.allocate(graph, scores, budget, evaluate=evaluate, measure=measure)
+    return resolve_allocator(allocator, options).allocate(graph, scores, budget, evaluate=evaluate, measure=measure)

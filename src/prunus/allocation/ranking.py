@@ -41,7 +41,7 @@ def uniform(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
 def global_ranking(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
     """Remove the lowest scores of the whole network; scores that aren't comparable are divided by their group's mean first."""
     widths = Widths(graph, scores, budget)
-    return _lowest_first(widths, [on_one_scale(group, scores.comparable) for group in widths.groups], "global")
+    return lowest_first(widths, [on_one_scale(group, scores.comparable) for group in widths.groups], "global")
 
 
 def global_per_cost(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
@@ -53,7 +53,7 @@ def global_per_cost(graph: ChannelGraph, scores: Scores, budget: Budget) -> Prun
     widths = Widths(graph, scores, budget)
     prices = _prices(widths)
     by_group = [_per_cost(on_one_scale(g, scores.comparable), price) for g, price in zip(widths.groups, prices, strict=True)]
-    return _lowest_first(widths, by_group, "global_per_cost")
+    return lowest_first(widths, by_group, "global_per_cost")
 
 
 def _per_cost(steps: Floats, price: float) -> Floats:
@@ -70,7 +70,7 @@ def _prices(widths: Widths) -> Floats:
     return freed / np.array([group.levels[0] - group.levels[1] for group in widths.groups])
 
 
-def _lowest_first(widths: Widths, by_group: Sequence[Floats], name: str) -> PruningPlan:
+def lowest_first(widths: Widths, by_group: Sequence[Floats], name: str) -> PruningPlan:
     """Take the steps of all groups in the order of their scores, until the budget is met."""
     widths.check_reachable()
     owners = np.repeat(np.arange(len(by_group)), [len(steps) for steps in by_group])

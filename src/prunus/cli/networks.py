@@ -76,7 +76,7 @@ def prune_command(
     ],
     out: Annotated[Path, typer.Option(help="file of the small network")] = Path("small.prunus"),
     criterion: Annotated[str, typer.Option(help="a name from `prunus criteria`")] = "l1",
-    allocator: Annotated[str, typer.Option(help="uniform, global, global_per_cost or knapsack")] = "global",
+    allocator: Annotated[str, typer.Option(help="uniform, global, global_per_cost, knapsack, ...")] = "global",
     data: Data = None,
     image_size: ImageSize = None,
     batches: Annotated[int, typer.Option(min=1, help="batches of 64 images that a criterion with data sees")] = 8,

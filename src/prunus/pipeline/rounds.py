@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from prunus.allocation import allocate
+from prunus.allocation import allocate, resolve_allocator
 from prunus.budgets import Amount, Budget
 from prunus.config import PruneConfig
 from prunus.importance import kept
@@ -20,7 +20,7 @@ class Round:
     """What one round is asked for."""
 
     budget: Budget
-    allocator: str | Allocator
+    allocator: Allocator
 
 
 def plan_round(settings: PruneConfig, full: ChannelGraph, number: int) -> Round:
@@ -29,9 +29,10 @@ def plan_round(settings: PruneConfig, full: ChannelGraph, number: int) -> Round:
     With a number of rounds, costs go down geometrically. With ``channels_per_round`` (the global removal of a fixed count of
     Molchanov 2016 and 2019) every round removes so many channels, or fewer once the budget can be met.
     """
+    allocator = resolve_allocator(settings.allocator, settings.allocator_options)
     if settings.channels_per_round is not None:
-        return Round(absolute(settings.to_budget(), full), ChannelsPerRound(settings.allocator, settings.channels_per_round))
-    return Round(absolute(settings.to_budget(), full, number / settings.rounds), settings.allocator)
+        return Round(absolute(settings.to_budget(), full), ChannelsPerRound(allocator, settings.channels_per_round))
+    return Round(absolute(settings.to_budget(), full, number / settings.rounds), allocator)
 
 
 def meets(settings: PruneConfig, full: ChannelGraph, cost: Cost, channels: int) -> bool:
@@ -52,9 +53,9 @@ def absolute(budget: Budget, full: ChannelGraph, progress: float = 1.0) -> Budge
 
 @dataclass(frozen=True)
 class ChannelsPerRound:
-    """Removes ``count`` channels the way the named allocator does, or fewer if that meets the budget."""
+    """Removes ``count`` channels the way ``inner`` does, or fewer if that meets the budget."""
 
-    inner: str
+    inner: Allocator
     count: int
 
     def allocate(

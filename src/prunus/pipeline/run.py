@@ -74,7 +74,7 @@ class _Run:
         self.batches = settings.batches if criterion.needs else 0
         graph = self._trace(model)
         budget = replace(settings.to_budget(), tolerance=0.99)  # how close it comes depends on the scores
-        allocate(graph, score(model, graph, "random"), budget, settings.allocator)
+        allocate(graph, score(model, graph, "random"), budget, settings.allocator, **settings.allocator_options)
 
     def execute(self) -> dict[str, Any]:
         (self.out / "checkpoints").mkdir(exist_ok=True)

@@ -1,0 +1,116 @@
+"""Allocation with a hand in it: shares or thresholds for single layers, and thresholds made from each layer's own scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+import numpy.typing as npt
+
+from prunus.allocation.ranking import finish, lowest_first
+from prunus.allocation.widths import GroupWidths, Widths
+from prunus.errors import BudgetNotMet, InvalidBudget, UnknownName
+from prunus.types import Budget, ChannelGraph, ChannelGroup, PruningPlan, Scores
+
+Floats = npt.NDArray[np.float64]
+ALL: Mapping[str, float] = {"*": 1.0}
+
+
+def per_layer(
+    graph: ChannelGraph, scores: Scores, budget: Budget, *, ratios: Mapping[str, float] = ALL, fixed: bool = False
+) -> PruningPlan:
+    """Remove a share of each group's channels, in the proportions of ``ratios``; how much in all, the budget says.
+
+    ``ratios``: glob -> share, of which the first that fits a group (its name, or a layer that writes it) counts; groups that no
+    glob fits stay whole. ``{"layer1.*": 1, "layer4.*": 1.5}`` removes half as much again from layer4 as from layer1. With
+    ``fixed`` the shares are removed as they are, rounded to whole channels, and the budget is only checked.
+    """
+    widths, chosen = _of_matching(graph, scores, budget, ratios, "ratios")
+    shares = np.array([chosen[group.group.name] for group in widths.groups])
+    full = widths.table[:, 0]
+
+    def levels_at(scale: float) -> list[int]:
+        wanted = full * (1 - np.minimum(scale * shares, 1.0))
+        return np.abs(widths.table - wanted[:, None]).argmin(axis=1).tolist()
+
+    if fixed:
+        if shares.max() > 1:
+            raise InvalidBudget(
+                f"per_layer: {shares.max():g} is no share that can be removed: with fixed=True ratios are at most 1"
+            )
+        return _checked(widths, levels_at(1.0), "per_layer")
+    widths.check_reachable()
+    low, high = 0.0, 1.0 / float(shares.min())
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if widths.gap(levels_at(middle)) >= 0 else (middle, high)
+    levels = levels_at(high)
+    left = [group.levels[level] / (group.levels[0] * (1 - min(high * share, 1.0)) + 1e-9)
+            for group, level, share in zip(widths.groups, levels, shares, strict=True)]  # fmt: skip
+    pruned = sorted((i for i, level in enumerate(levels) if level > 0), key=lambda i: left[i])
+    return finish(widths, levels, pruned, "per_layer")
+
+
+def thresholds(
+    graph: ChannelGraph, scores: Scores, budget: Budget, *, thresholds: Mapping[str, float] = ALL, fixed: bool = False
+) -> PruningPlan:
+    """Remove what scores below its layer's threshold; the budget says by which factor all thresholds are multiplied.
+
+    ``thresholds``: glob -> positive number, of which the first that fits a group (its name, or a layer that writes it) counts;
+    groups that no glob fits stay whole. The default is one threshold for all layers. With ``fixed`` they are taken as they are
+    (score < threshold goes, exactly) and the budget is only checked.
+    """
+    widths, chosen = _of_matching(graph, scores, budget, thresholds, "thresholds")
+    if fixed:
+        return _checked(widths, [_level_at(group, chosen[group.group.name]) for group in widths.groups], "thresholds")
+    return lowest_first(widths, [group.step_scores() / chosen[group.group.name] for group in widths.groups], "thresholds")
+
+
+def mean_minus_deviations(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
+    """Remove what scores below its layer's mean - c * standard deviation, with the one c that the budget asks for."""
+    widths = Widths(graph, scores, budget)
+    return lowest_first(widths, [_standardised(group) for group in widths.groups], "mean_minus_deviations")
+
+
+def _standardised(group: GroupWidths) -> Floats:
+    values = group.sorted_scores.numpy()
+    deviation = float(values.std())
+    return (group.step_scores() - values.mean()) / (deviation if deviation > 0 else 1.0)
+
+
+def _level_at(group: GroupWidths, threshold: float) -> int:
+    """The narrowest allowed width that keeps every channel that scores at least the threshold."""
+    staying = int((group.sorted_scores >= threshold).sum())
+    return max(i for i, channels in enumerate(group.levels) if channels >= staying or i == 0)
+
+
+def _checked(widths: Widths, levels: list[int], allocator: str) -> PruningPlan:
+    """The plan as it is asked for; `BudgetNotMet` if it costs too much."""
+    plan = widths.plan(levels, allocator)
+    missed = [row for row in plan.provenance["budget"] if not row["met"]]
+    if missed:
+        told = ", ".join(f"{row['target']} {row['achieved']:,.0f} > {row['requested']:,.0f}" for row in missed)
+        raise BudgetNotMet(f"{allocator} with fixed=True misses the budget ({told}): remove more, or leave out fixed", plan)
+    return plan
+
+
+def _of_matching(
+    graph: ChannelGraph, scores: Scores, budget: Budget, numbers: Mapping[str, float], what: str
+) -> tuple[Widths, dict[str, float]]:
+    """The room of the groups that a glob fits, and the number of each."""
+    for glob, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidBudget(f"{what}: {glob!r} must have a number above zero, not {number!r}: leave out what stays whole")
+        if not any(_fits(glob, group) for group in graph.groups):
+            raise UnknownName.among(f"group or layer in {what}", glob, [group.name for group in graph.groups])
+    found = {g.name: next((n for glob, n in numbers.items() if _fits(glob, g)), None) for g in graph.prunable}
+    chosen = {name: float(number) for name, number in found.items() if number is not None}
+    by_group = {name: values for name, values in scores.by_group.items() if name in chosen}
+    return Widths(graph, replace(scores, by_group=by_group), budget), chosen
+
+
+def _fits(glob: str, group: ChannelGroup) -> bool:
+    layers = {member.parameter_axis.parameter.rpartition(".")[0] for member in group.with_role("writes")}
+    return any(fnmatchcase(name, glob) for name in (group.name, *layers))

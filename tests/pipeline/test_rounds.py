@@ -1,0 +1,37 @@
+"""What a round is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import prunus
+from prunus.config import PruneConfig, parse_recipe
+from prunus.pipeline.rounds import plan_round
+from prunus.pipeline.run import run
+from small_nets import build, images
+
+
+@pytest.mark.parametrize("rounds", [{}, {"rounds": 2}, {"channels_per_round": 6}])
+def test_every_round_allocates_with_the_options_of_the_recipe(rounds: dict[str, int]) -> None:
+    graph = prunus.trace(build("Plain"), images())
+    scores = prunus.score(build("Plain"), graph, "l1")
+    settings = PruneConfig(
+        budget={"channels": 0.75}, allocator="per_layer", allocator_options={"ratios": {"two.0": 1.0}}, **rounds
+    )  # type: ignore[arg-type]
+    asked = plan_round(settings, graph, 1)
+    plan = prunus.allocate(graph, scores, asked.budget, asked.allocator)
+    assert {name for name, mask in plan.keep.items() if not mask.all()} == {"two.0"}
+
+
+def test_a_recipe_with_wrong_options_fails_before_training(tmp_path: Any) -> None:
+    tree = {
+        "name": "small",
+        "model": {"source": "cifar:resnet8-projection"},
+        "data": {"source": "fake:3x12x12x4"},
+        "prune": {"allocator": "per_layer", "allocator_options": {"ratios": {"layer9.*": 1.0}}, "criterion": "l1"},
+    }
+    with pytest.raises(prunus.UnknownName, match=r"unknown group or layer in ratios 'layer9\.\*'"):
+        run(parse_recipe(tree), tmp_path / "out")
+    assert not (tmp_path / "out" / "stages").exists()
