@@ -35,3 +35,14 @@ def test_a_recipe_with_wrong_options_fails_before_training(tmp_path: Any) -> Non
     with pytest.raises(prunus.UnknownName, match=r"unknown group or layer in ratios 'layer9\.\*'"):
         run(parse_recipe(tree), tmp_path / "out")
     assert not (tmp_path / "out" / "stages").exists()
+
+
+@pytest.mark.parametrize(
+    ("pace", "expected"),
+    [("geometric", [63, 50, 39, 31, 25]), ("linear", [69, 58, 47, 36, 25]), ("cubic", [53, 36, 28, 25, 25])],
+)
+def test_paces_by_hand(pace: str, expected: list[int]) -> None:
+    """From 80 channels to 25: 80 (25 / 80)^(n / 5); 80 - 11 n; 80 - 55 (1 - (1 - n / 5)^3)."""
+    graph = prunus.trace(build("Plain"), images())
+    settings = PruneConfig(budget={"channels": 25}, rounds=5, pace=pace)  # type: ignore[arg-type]
+    assert [plan_round(settings, graph, number).budget.channels for number in range(1, 6)] == expected

@@ -26,13 +26,13 @@ class Round:
 def plan_round(settings: PruneConfig, full: ChannelGraph, number: int) -> Round:
     """Round ``number``, from 1. The recipe's budget is a share of the network before the first round, ``full``.
 
-    With a number of rounds, costs go down geometrically. With ``channels_per_round`` (the global removal of a fixed count of
+    With a number of rounds, costs go down at the recipe's ``pace``. With ``channels_per_round`` (the global removal of a fixed count of
     Molchanov 2016 and 2019) every round removes so many channels, or fewer once the budget can be met.
     """
     allocator = resolve_allocator(settings.allocator, settings.allocator_options)
     if settings.channels_per_round is not None:
         return Round(absolute(settings.to_budget(), full), ChannelsPerRound(allocator, settings.channels_per_round))
-    return Round(absolute(settings.to_budget(), full, number / settings.rounds), allocator)
+    return Round(absolute(settings.to_budget(), full, number / settings.rounds, settings.pace), allocator)
 
 
 def meets(settings: PruneConfig, full: ChannelGraph, cost: Cost, channels: int) -> bool:
@@ -41,13 +41,22 @@ def meets(settings: PruneConfig, full: ChannelGraph, cost: Cost, channels: int) 
     return all(costs[target] <= final.limit(target, 0) for target in final.targets)
 
 
-def absolute(budget: Budget, full: ChannelGraph, progress: float = 1.0) -> Budget:
-    """``budget`` in absolute amounts, ``progress`` of the way there on a geometric path from the full network's costs."""
+def absolute(budget: Budget, full: ChannelGraph, progress: float = 1.0, pace: str = "geometric") -> Budget:
+    """``budget`` in absolute amounts, ``progress`` (in (0, 1]) of the way there from the full network's costs.
+
+    With F the full cost, B the budget's and t the progress: F (B / F)^t (geometric), F - (F - B) t (linear), or
+    F - (F - B) (1 - (1 - t)^3) (cubic: Zhu and Gupta 2017, equation 1).
+    """
     costs = {**asdict(full.cost()), "channels": full.num_prunable_channels}
     amounts: dict[str, Amount] = {}
     for target in budget.targets:
         whole = float(costs[target])
-        amounts[target] = max(1, int(whole * (budget.limit(target, whole) / whole) ** progress))
+        final = budget.limit(target, whole)
+        if pace == "geometric":
+            amount = whole * (final / whole) ** progress
+        else:
+            amount = whole - (whole - final) * (progress if pace == "linear" else 1 - (1 - progress) ** 3)
+        amounts[target] = max(1, int(amount + 1e-6))
     return replace(budget, **amounts)
 
 
