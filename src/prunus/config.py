@@ -117,8 +117,8 @@ class PruneConfig(_Section):
     rounds: int = Field(1, ge=1, description="iterative pruning: so many rounds of prune + fine-tune")
     pace: Literal["geometric", "linear", "cubic"] = Field(
         "geometric",
-        description="iterative pruning: every round removes the same share of what is left (geometric), the same amount (linear), "
-        "or most in the first rounds (cubic)",
+        description="iterative pruning: every round removes the same share of what is left (geometric), the same amount "
+        "(linear), or most in the first rounds (cubic)",
     )
     channels_per_round: int | None = Field(
         None, ge=1, description="iterative pruning: remove so many channels a round, for as many rounds as the budget needs"

@@ -26,8 +26,8 @@ class Round:
 def plan_round(settings: PruneConfig, full: ChannelGraph, number: int) -> Round:
     """Round ``number``, from 1. The recipe's budget is a share of the network before the first round, ``full``.
 
-    With a number of rounds, costs go down at the recipe's ``pace``. With ``channels_per_round`` (the global removal of a fixed count of
-    Molchanov 2016 and 2019) every round removes so many channels, or fewer once the budget can be met.
+    With a number of rounds, costs go down at the recipe's ``pace``. With ``channels_per_round`` (the global removal of a fixed
+    count of Molchanov 2016 and 2019) every round removes so many channels, or fewer once the budget can be met.
     """
     allocator = resolve_allocator(settings.allocator, settings.allocator_options)
     if settings.channels_per_round is not None:
