@@ -252,7 +252,7 @@ def test_a_race_decides_what_is_clear() -> None:
 
 
 def test_a_race_goes_on_where_intervals_overlap() -> None:
-    """At 1.5 standard errors, 1.5 +- 0.3 and 1.6 +- 0.3 can't be told apart for the second place; 0 and 9 are decided."""
+    """At 1.75 standard errors, 1.5 +- 0.3 and 1.6 +- 0.3 can't be told apart for the second place; 0 and 9 are decided."""
     found = Race(4, 2)
     found.mean[:] = torch.tensor([0.0, 1.5, 1.6, 9.0], dtype=DOUBLE)
     found.error[:] = 0.2

@@ -26,7 +26,7 @@ FIRST = 0.04
 FEWEST = 4
 GROWTH = 1.4
 """By how much the sample grows from one decision to the next."""
-DEVIATIONS = 1.5
+DEVIATIONS = 1.75
 """Half a confidence interval in standard errors of the mean."""
 SHARE = 0.1
 """At most this share of the full oracle's evaluations is spent."""
