@@ -1,6 +1,6 @@
 """Prunus: exact structured pruning for PyTorch convolutional networks."""
 
-from prunus.allocation import ALLOCATORS, allocate
+from prunus.allocation import ALLOCATORS, allocate, reach
 from prunus.errors import (
     ArtifactError,
     BudgetNotMet,
@@ -68,6 +68,7 @@ __all__ = [
     "load",
     "op_rule",
     "prune",
+    "reach",
     "remove",
     "save",
     "score",

@@ -196,3 +196,14 @@ def test_run_prints_a_summary_and_takes_settings(nets: Path) -> None:
     assert found["request"]["criterion"] == "l1" and found["recipe"]["export"]["onnx"] is False
     bad = call("run", "recipe.toml", "--set", "prune.critrion=l1")
     assert bad.exit_code == 2 and "unknown field 'prune.critrion': did you mean prune.criterion" in bad.stderr
+
+
+def test_a_dry_run_shows_how_far_the_budget_can_go_and_writes_nothing(nets: Path) -> None:
+    args = ("prune", "nets.py:small", "--input", "3x8x8", "--dry-run")
+    (row,) = json.loads(call(*args, "--budget", "macs=0.5", "--json").stdout)
+    assert row["target"] == "macs" and row["reachable"] and row["smallest"] < row["asked"] == row["full"] / 2
+    shown = call(*args, "--budget", "macs=0.5").stdout
+    assert "reachable" in shown and f"{row['smallest']:,.0f}" in shown
+    beyond = call(*args, "--budget", "macs=0.001")
+    assert beyond.exit_code == 1 and "out of reach" in beyond.stdout and "Most of it is held by" in beyond.stderr
+    assert not (nets / "small.prunus").exists()

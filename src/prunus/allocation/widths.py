@@ -42,15 +42,10 @@ class Widths:
     def __init__(self, graph: ChannelGraph, scores: Scores, budget: Budget) -> None:
         """Raises `NothingPruned` if no group may change or the network already meets the budget, `InvalidBudget` for a target
         that has no closed form."""
-        for target in budget.targets:
-            if target in _NOT_CLOSED_FORM:
-                raise InvalidBudget(
-                    f"a budget on {target} needs {_NOT_CLOSED_FORM[target]}, which this version doesn't have: "
-                    "use macs or parameters"
-                )
+        check_closed_form(budget)
         self.graph, self.budget, self._scored = graph, budget, set(scores.by_group)
         self.groups = [
-            _widths(g, scores.by_group[g.name], budget, g.name in graph.emptiable)
+            allowed_widths(g, scores.by_group[g.name], budget, g.name in graph.emptiable)
             for g in graph.prunable
             if g.name in scores.by_group
         ]
@@ -178,7 +173,17 @@ class Widths:
         return PruningPlan(keep, self.graph.cost_model.cost(self.kept(levels)), {"allocator": allocator, "budget": targets})
 
 
-def _widths(group: ChannelGroup, scores: Tensor, budget: Budget, may_go: bool) -> GroupWidths:
+def check_closed_form(budget: Budget) -> None:
+    """Raise `InvalidBudget` for a target that can't be computed from the channels kept."""
+    for target in budget.targets:
+        if target in _NOT_CLOSED_FORM:
+            raise InvalidBudget(
+                f"a budget on {target} needs {_NOT_CLOSED_FORM[target]}, which this version doesn't have: use macs or parameters"
+            )
+
+
+def allowed_widths(group: ChannelGroup, scores: Tensor, budget: Budget, may_go: bool) -> GroupWidths:
+    """The widths that the budget's limits allow a group; ``may_go``: it can be emptied."""
     n, factor = group.num_channels, group.width_factor
     floor = max(1, budget.min_channels, math.ceil(n * (1 - budget.max_pruning_ratio) - 1e-9))
     levels = [n] + [c for c in range(n - 1, min(floor, n) - 1, -1) if (c * factor) % budget.multiple_of == 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -12,9 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from prunus import CRITERIA, Budget, load, prune, save, trace
+from prunus import CRITERIA, Budget, ChannelGraph, load, prune, reach, save, trace
+from prunus.allocation import check_reach
 from prunus.cli.app import app, console
-from prunus.cli.tables import graph_json, graph_table
+from prunus.cli.tables import graph_json, graph_table, reach_table
 from prunus.errors import RecipeError
 from prunus.importance.criteria import resolve_criterion
 from prunus.sources import DataBundle, load_data, load_model, make_loader, own_normalisation
@@ -91,6 +93,7 @@ def prune_command(
     multiple_of: Annotated[int, typer.Option(help="layer widths are multiples of this")] = 1,
     max_pruning_ratio: Annotated[float, typer.Option(help="largest share that any group loses")] = 0.95,
     tolerance: Annotated[float, typer.Option(help="how far below the budget the plan may stay")] = 0.01,
+    dry_run: Annotated[bool, typer.Option(help="only show how far the budget can go")] = False,
     onnx: Annotated[Path | None, typer.Option(help="also write the small network as ONNX, checked against onnxruntime")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -110,6 +113,10 @@ def prune_command(
     bundle = _bundle(data, image_size, seed, model)
     network = _network(model, weights, num_classes, bundle, argument, seed)
     examples = torch.stack([bundle.test[i][0] for i in (0, 1)]) if bundle else _random_input(model, input_shape)
+    if dry_run:
+        graph = trace(network, examples, keep or (), cast(Any, mixing), whole_groups=whole_groups)
+        _show_reach(graph, wanted, as_json)
+        return
     needs_data = bool(resolve_criterion(criterion, {}).needs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -151,6 +158,15 @@ def prune_command(
     else:
         console.print(escape(str(result)))
         console.print(f"written: {', '.join(map(escape, written))}")
+
+
+def _show_reach(graph: ChannelGraph, budget: Budget, as_json: bool) -> None:
+    rows = reach(graph, budget)
+    if as_json:
+        print(json.dumps([{**asdict(row), "reachable": row.reachable} for row in rows], indent=2))
+    else:
+        console.print(reach_table(rows))
+    check_reach(graph, budget)
 
 
 @app.command()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from prunus.allocation import Reach
 from prunus.types import ChannelGraph
 
 
@@ -43,6 +44,18 @@ def graph_json(graph: ChannelGraph) -> dict[str, Any]:
     ]
     costs = {"macs": cost.macs, "parameters": cost.parameters, "activation_bytes": cost.activation_bytes}
     return {**costs, "groups": groups, "unsupported_ops": dict(graph.unsupported_ops), "notes": list(graph.notes)}
+
+
+def reach_table(rows: Sequence[Reach]) -> Table:
+    """Smallest, asked for and full, target by target."""
+    table = Table(title="how far the budget can go", title_justify="left")
+    for heading in ("target", "smallest", "asked for", "now", ""):
+        table.add_column(heading, justify="left" if heading in ("target", "") else "right")
+    for row in rows:
+        state = "met already" if row.asked >= row.full else "reachable" if row.reachable else "out of reach"
+        figures = (f"{value:,.0f} ({value / row.full:.1%})" for value in (row.smallest, row.asked))
+        table.add_row(row.target, *figures, f"{row.full:,.0f}", state)
+    return table
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
