@@ -35,7 +35,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip("plotly")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr("prunus.report.page._plotly", lambda: "/* plotly */")
+    monkeypatch.setattr("prunus.report.laboratory.plotly", lambda: "/* plotly */")
     (tmp_path / "nets.py").write_text(NETWORK)
     return tmp_path
 

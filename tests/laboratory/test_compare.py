@@ -25,7 +25,7 @@ pytest.importorskip("plotly")
 @pytest.fixture(autouse=True)
 def small_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library of the plots is 4.8 MB of text that only the browser needs."""
-    monkeypatch.setattr("prunus.report.page._plotly", lambda: "/* plotly */")
+    monkeypatch.setattr("prunus.report.laboratory.plotly", lambda: "/* plotly */")
 
 
 def row(result: dict[str, Any], name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from prunus import ExportError
-from prunus.report import page
+from prunus.report import laboratory
 from prunus.report.laboratory import render_comparison, render_scores, write_comparison, write_scores
 from prunus.report.laboratory_plots import agreement_figure, comparison_figures, correlation_figure, ranked, scores_figure, spread
 from report.test_page import HOSTILE, Reader
@@ -21,7 +21,7 @@ pytest.importorskip("plotly")
 
 @pytest.fixture(autouse=True)
 def small_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "_plotly", lambda: "/* plotly */")
+    monkeypatch.setattr(laboratory, "plotly", lambda: "/* plotly */")
 
 
 def fig(*values: float | None) -> dict[str, Any]:

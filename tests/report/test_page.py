@@ -49,7 +49,7 @@ class Reader(HTMLParser):
 @pytest.fixture
 def small_plotly(monkeypatch):
     """The library itself is 4.8 MB of text that only the browser test needs."""
-    monkeypatch.setattr(page, "_plotly", lambda: "/* plotly */")
+    monkeypatch.setattr(page, "plotly", lambda: "/* plotly */")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def result():
 @pytest.fixture(scope="module")
 def reader(result):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "_plotly", lambda: "/* plotly */")
+        patch.setattr(page, "plotly", lambda: "/* plotly */")
         return Reader(page.render(result))
 
 

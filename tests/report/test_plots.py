@@ -146,12 +146,12 @@ def test_epochs_without_accuracy_leave_gaps_and_none_at_all_no_figure():
 
 
 def test_colours_are_variables_of_the_style_sheet():
-    from prunus.report.page import _resource
+    from prunus.report.offline import resource
 
     text = str(figures(sample_result(30) | {k: photo_result()[k] for k in ("stages", "rounds", "data")}))
     assert not re.search(r"#[0-9a-fA-F]{3,8}\b|rgb", text)
     used = set(re.findall(r"var\((--[\w-]+)\)", text))
-    light, dark = _resource("style.css").split("prefers-color-scheme: dark", 1)
+    light, dark = resource("style.css").split("prefers-color-scheme: dark", 1)
     assert {"--accent", "--before", "--frozen", "--third"} <= used
     for name in used:
         assert f"{name}: #" in light and f"{name}: #" in dark

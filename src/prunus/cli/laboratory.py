@@ -17,8 +17,7 @@ from rich.markup import escape
 
 from prunus import score, trace
 from prunus.cli.app import app, console, err
-from prunus.cli.laboratory_tables import comparison_legend, comparison_table, scores_table
-from prunus.cli.networks import (
+from prunus.cli.given import (
     Arguments,
     AsJson,
     Classes,
@@ -28,10 +27,11 @@ from prunus.cli.networks import (
     Seed,
     Weights,
     WholeGroups,
-    _bundle,  # pyright: ignore[reportPrivateUsage]
-    _network,  # pyright: ignore[reportPrivateUsage]
-    _random_input,  # pyright: ignore[reportPrivateUsage]
+    load_bundle,
+    load_network,
+    random_input,
 )
+from prunus.cli.laboratory_tables import comparison_legend, comparison_table, scores_table
 from prunus.errors import ArtifactError, DataError, EvidenceError, NothingPruned, PrunusWarning, RecipeError
 from prunus.files import write_atomically
 from prunus.importance.criteria import resolve_criterion
@@ -82,9 +82,9 @@ def score_command(
     if row.needs and data is None:
         raise EvidenceError(f"criterion {criterion} needs data: give --data, one of {_DATA}")
     _warn_untrained(model, weights)
-    bundle = _bundle(data, image_size, seed, model)
-    network = _network(model, weights, num_classes, bundle, argument, seed)
-    examples = torch.stack([bundle.test[i][0] for i in (0, 1)]) if bundle else _random_input(model, input_shape)
+    bundle = load_bundle(data, image_size, seed, model)
+    network = load_network(model, weights, num_classes, bundle, argument, seed)
+    examples = torch.stack([bundle.test[i][0] for i in (0, 1)]) if bundle else random_input(model, input_shape)
     graph = trace(network, examples, keep or (), cast(Any, mixing), whole_groups=whole_groups)
     if not graph.prunable:
         raise NothingPruned(f"all {len(graph.groups)} groups are frozen, so there is nothing to score: `prunus inspect` says why")
@@ -150,11 +150,11 @@ def compare_command(
         whole_groups=whole_groups,
     )
     _warn_untrained(model, weights)
-    bundle = cast("DataBundle", _bundle(data, image_size, 0, model))
+    bundle = cast("DataBundle", load_bundle(data, image_size, 0, model))
     if len(bundle.test) < 2:  # pyright: ignore[reportArgumentType]
         raise DataError(f"{data} has fewer than 2 test images: nothing could be judged on them")
     about = {"model": model, "weights": weights, "data": data, "image_size": image_size, "arguments": argument}
-    network = _network(model, weights, num_classes, bundle, argument)
+    network = load_network(model, weights, num_classes, bundle, argument)
     try:
         result = compare(Subject(lambda _: network, bundle, about), contenders, range(seeds), out, settings, _announcer())
     except KeyboardInterrupt:

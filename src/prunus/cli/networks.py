@@ -11,36 +11,30 @@ import torch
 import typer
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor, nn
 
 from prunus import CRITERIA, Budget, ChannelGraph, load, prune, reach, save, trace
 from prunus.allocation import check_reach
 from prunus.cli.app import app, console
+from prunus.cli.given import (
+    Arguments,
+    AsJson,
+    Classes,
+    Data,
+    ImageSize,
+    Input,
+    Keep,
+    ModelArgument,
+    Seed,
+    Weights,
+    WholeGroups,
+    load_bundle,
+    load_network,
+    random_input,
+)
 from prunus.cli.tables import graph_json, graph_table, reach_table
 from prunus.errors import RecipeError
 from prunus.importance.criteria import resolve_criterion
-from prunus.sources import DataBundle, load_data, load_model, make_loader, own_normalisation
-
-ModelArgument = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, cifar:resnet20, or path/to/file.py:function")]
-Weights = Annotated[
-    str | None,
-    typer.Option(help=".safetensors or .pt file, package:DISTRIBUTION/PATH, pretrained (downloaded), or hf:ORG/REPO/FILE"),
-]
-Input = Annotated[
-    str | None, typer.Option("--input", help="shape of one input, e.g. 3x224x224 (default: the data's, else the usual one)")
-]
-Classes = Annotated[int | None, typer.Option(help="outputs of the classifier (default: the data's, else the network's own)")]
-Arguments = Annotated[
-    list[str] | None, typer.Option("--argument", help="NAME=VALUE for the network's constructor; may be repeated")
-]
-Keep = Annotated[list[str] | None, typer.Option(help="module or parameter name, or glob, that is never pruned; may be repeated")]
-WholeGroups = Annotated[bool, typer.Option(help="grouped layers lose whole groups, not the same slots of every group")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-Data = Annotated[
-    str | None, typer.Option(help="digits, folder:PATH, cifar10:PATH, fashion-mnist:PATH, elpv, or path/to/file.py:function")
-]
-ImageSize = Annotated[int | None, typer.Option(help="pixels; resizes and crops the data's images")]
-Seed = Annotated[int, typer.Option(help="of everything random")]
+from prunus.sources import make_loader
 
 
 @app.command()
@@ -56,8 +50,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show the channel groups of a network: what can be pruned, what is frozen and why, MACs and parameters."""
-    network = _network(model, weights, num_classes, None, argument)
-    graph = trace(network, _random_input(model, input_shape), keep or (), cast(Any, mixing), whole_groups=whole_groups)
+    network = load_network(model, weights, num_classes, None, argument)
+    graph = trace(network, random_input(model, input_shape), keep or (), cast(Any, mixing), whole_groups=whole_groups)
     if as_json:
         print(json.dumps(graph_json(graph), indent=2))
         return
@@ -110,9 +104,9 @@ def prune_command(
         raise RecipeError("--input gives the shape where there are no data: leave it out, or leave out --data")
     if data is None and image_size is not None:
         raise RecipeError("--image-size resizes the images of --data: without data, give the shape with --input")
-    bundle = _bundle(data, image_size, seed, model)
-    network = _network(model, weights, num_classes, bundle, argument, seed)
-    examples = torch.stack([bundle.test[i][0] for i in (0, 1)]) if bundle else _random_input(model, input_shape)
+    bundle = load_bundle(data, image_size, seed, model)
+    network = load_network(model, weights, num_classes, bundle, argument, seed)
+    examples = torch.stack([bundle.test[i][0] for i in (0, 1)]) if bundle else random_input(model, input_shape)
     if dry_run:
         graph = trace(network, examples, keep or (), cast(Any, mixing), whole_groups=whole_groups)
         _show_reach(graph, wanted, as_json)
@@ -186,9 +180,9 @@ def evaluate(
     """Accuracy and loss of a network, full or pruned, on the test images."""
     from prunus.training import evaluate as run_evaluation
 
-    bundle = _bundle(data, image_size, 0, model)
+    bundle = load_bundle(data, image_size, 0, model)
     assert bundle is not None
-    network = _network(model, weights, num_classes, bundle, argument)
+    network = load_network(model, weights, num_classes, bundle, argument)
     if pruned is not None:
         network = load(pruned, network)
     found = run_evaluation(network, make_loader(bundle.test, batch_size=batch_size, shuffle=False))
@@ -216,42 +210,3 @@ def criteria(as_json: AsJson = False) -> None:
         needs = "yes" if row.needs else "no"
         table.add_row(row.name, escape(row.summary), needs, ", ".join(row.options), escape(row.paper))
     console.print(table)
-
-
-def _bundle(data: str | None, image_size: int | None, seed: int, model: str) -> DataBundle | None:
-    if data is None:
-        return None
-    return load_data(data, image_size=image_size, network_normalisation=own_normalisation(model), seed=seed)
-
-
-def _network(
-    source: str,
-    weights: str | None,
-    num_classes: int | None,
-    bundle: DataBundle | None,
-    arguments: list[str] | None,
-    seed: int = 0,
-) -> nn.Module:
-    settings: dict[str, Any] = {}
-    for item in arguments or []:
-        name, sep, raw = item.partition("=")
-        if not sep:
-            raise RecipeError(f"can't read --argument {item!r}: write NAME=VALUE")
-        try:
-            settings[name] = json.loads(raw)
-        except json.JSONDecodeError:
-            settings[name] = raw
-    classes = num_classes if num_classes is not None or bundle is None else bundle.num_classes
-    channels = bundle.input_shape[0] if bundle is not None else None
-    return load_model(source, weights=weights, num_classes=classes, in_channels=channels, arguments=settings, seed=seed)
-
-
-def _random_input(source: str, text: str | None) -> Tensor:
-    text = text or ("3x32x32" if source.startswith("cifar:") else "3x224x224")
-    try:
-        shape = [int(part) for part in text.lower().split("x")]
-        if not shape or min(shape) < 1:
-            raise ValueError
-    except ValueError:
-        raise RecipeError(f"can't read --input {text!r}: write the shape of one input, e.g. 3x224x224") from None
-    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))

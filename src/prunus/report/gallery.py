@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunus.errors import ExportError
-from prunus.files import write_atomically
+from prunus.report.offline import resource, write_page
 from prunus.report.wording import MISSING, escape, table, tag
 
 LOST = 0.5
@@ -76,14 +75,8 @@ def write_gallery(groups: Sequence[GalleryGroup], path: Path, *, title: str, not
     Raises:
         ExportError: Pillow isn't installed, or ``path`` can't be written.
     """
-    style = resources.files("prunus.report").joinpath("style.css").read_text(encoding="utf-8")
-    page = _PAGE.format(title=escape(title), note=escape(note), style=style + _STYLE, body=gallery(groups))
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, page.encode("utf-8"))
-    except OSError as error:
-        raise ExportError(f"the gallery can't be written to {path}: {error}") from error
+    page = _PAGE.format(title=escape(title), note=escape(note), style=resource("style.css") + _STYLE, body=gallery(groups))
+    write_page(page, Path(path), "gallery")
 
 
 def gallery(groups: Sequence[GalleryGroup]) -> str:

@@ -8,8 +8,6 @@ from string import Template
 from typing import Any
 
 from prunus.errors import ExportError
-from prunus.files import write_atomically
-from prunus.report import page
 from prunus.report.drawing import Figure, place
 from prunus.report.laboratory_plots import (
     KINDS,
@@ -20,6 +18,7 @@ from prunus.report.laboratory_plots import (
     scores_figure,
     spread,
 )
+from prunus.report.offline import plotly, resource, script_json, write_page
 from prunus.report.wording import (
     MISSING,
     below,
@@ -53,12 +52,12 @@ def write_comparison(result: Result, path: Path) -> None:
     Raises:
         ExportError: plotly isn't installed, ``result`` lacks something the page shows, or ``path`` can't be written.
     """
-    _write(path, render_comparison(result))
+    write_page(render_comparison(result), path, "page")
 
 
 def write_scores(result: Result, path: Path) -> None:
     """Write the page about one criterion's scores, likewise."""
-    _write(path, render_scores(result))
+    write_page(render_scores(result), path, "page")
 
 
 def render_comparison(result: Result) -> str:
@@ -94,17 +93,7 @@ def _not_shown(error: Exception) -> ExportError:
     return ExportError(f"the result can't be shown: {type(error).__name__} {error}; was it written by this version?")
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode("utf-8"))
-    except OSError as error:
-        raise ExportError(f"the page can't be written to {path}: {error}") from error
-
-
 def _page(name: str, subtitle: str, sections: Mapping[str, str], drawn: Mapping[str, Figure], result: Result) -> str:
-    # The page of a run and these are one family: same style, same script, same library.
-    script_json, resource, plotly = page._script_json, page._resource, page._plotly  # pyright: ignore[reportPrivateUsage]
     identifiers = {title: title.lower().replace(" ", "-") for title in sections}
     return Template(resource("laboratory.html")).substitute(
         name=escape(name),

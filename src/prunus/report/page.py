@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any, cast
+from typing import Any
 
 from prunus.errors import ExportError
-from prunus.files import write_atomically
 from prunus.report import sections, summary
 from prunus.report.confusion import confusion
 from prunus.report.data import data
 from prunus.report.drawing import place
+from prunus.report.offline import plotly, resource, script_json, write_page
 from prunus.report.plots import MOST_PHASES, figures, stages_shown
 from prunus.report.preferences import preferences
 from prunus.report.rounds import rounds
@@ -36,13 +33,7 @@ def write_report(result: Mapping[str, Any], path: Path) -> None:
     Raises:
         ExportError: plotly isn't installed, ``result`` lacks something the page shows, or ``path`` can't be written.
     """
-    path = Path(path)
-    text = render(result)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode("utf-8"))
-    except OSError as error:
-        raise ExportError(f"the report can't be written to {path}: {error}") from error
+    write_page(render(result), Path(path), "report")
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -54,15 +45,15 @@ def render(result: Mapping[str, Any]) -> str:
     except (KeyError, TypeError) as error:
         problem = f"{type(error).__name__} {error}"
         raise ExportError(f"the result can't be shown as a report: {problem}; was it written by this version?") from error
-    return Template(_resource("page.html")).substitute(
+    return Template(resource("page.html")).substitute(
         parts,
         name=title,
         version=escape(result["prunus"]),
-        style=_resource("style.css"),
-        script=_resource("page.js"),
-        plotly=_plotly(),
-        figures=_script_json(drawn),
-        result=_script_json(result),
+        style=resource("style.css"),
+        script=resource("page.js"),
+        plotly=plotly(),
+        figures=script_json(drawn),
+        result=script_json(result),
         navigation=_navigation(parts),
         **_places(result, drawn),
     )
@@ -104,31 +95,3 @@ def _navigation(parts: Mapping[str, str]) -> str:
         "reproduce": "Reproduce",
     }
     return " ".join(f'<a href="#{name}">{title}</a>' for name, title in links.items() if title)
-
-
-def _script_json(value: Any) -> str:
-    """JSON that can't end the script element it stands in; NaN and infinities, which JSON lacks, become null."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in cast("Mapping[Any, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in cast("list[Any]", value)]
-    return value
-
-
-def _resource(name: str) -> str:
-    return resources.files("prunus.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ExportError(f"plotly can't be imported ({error}): install it with `pip install 'prunus[report]'`") from error
-    return str(get_plotlyjs()).replace("</script", "<\\/script")
