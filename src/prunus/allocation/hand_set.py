@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 import numpy.typing as npt
 
-from prunus.allocation.ranking import finish, lowest_first
+from prunus.allocation.ranking import levels_at, lowest_first, proportional
 from prunus.allocation.widths import GroupWidths, Widths
 from prunus.errors import BudgetNotMet, InvalidBudget, UnknownName
 from prunus.types import Budget, ChannelGraph, ChannelGroup, PruningPlan, Scores
@@ -29,28 +29,11 @@ def per_layer(
     """
     widths, chosen = _of_matching(graph, scores, budget, ratios, "ratios")
     shares = np.array([chosen[group.group.name] for group in widths.groups])
-    full = widths.table[:, 0]
-
-    def levels_at(scale: float) -> list[int]:
-        wanted = full * (1 - np.minimum(scale * shares, 1.0))
-        return np.abs(widths.table - wanted[:, None]).argmin(axis=1).tolist()
-
-    if fixed:
-        if shares.max() > 1:
-            raise InvalidBudget(
-                f"per_layer: {shares.max():g} is no share that can be removed: with fixed=True ratios are at most 1"
-            )
-        return _checked(widths, levels_at(1.0), "per_layer")
-    widths.check_reachable()
-    low, high = 0.0, 1.0 / float(shares.min())
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if widths.gap(levels_at(middle)) >= 0 else (middle, high)
-    levels = levels_at(high)
-    left = [group.levels[level] / (group.levels[0] * (1 - min(high * share, 1.0)) + 1e-9)
-            for group, level, share in zip(widths.groups, levels, shares, strict=True)]  # fmt: skip
-    pruned = sorted((i for i, level in enumerate(levels) if level > 0), key=lambda i: left[i])
-    return finish(widths, levels, pruned, "per_layer")
+    if not fixed:
+        return proportional(widths, shares, "per_layer")
+    if shares.max() > 1:
+        raise InvalidBudget(f"per_layer: {shares.max():g} is no share that can be removed: with fixed=True ratios are at most 1")
+    return _checked(widths, levels_at(widths, shares), "per_layer")
 
 
 def thresholds(

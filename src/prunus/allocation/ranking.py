@@ -22,20 +22,27 @@ _SHORTLIST = 1024
 def uniform(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
     """The same pruning ratio in every group, as far as whole channels allow, by bisection on the ratio."""
     widths = Widths(graph, scores, budget)
+    return proportional(widths, np.ones(len(widths.groups)), "uniform")
+
+
+def proportional(widths: Widths, shares: Floats, name: str) -> PruningPlan:
+    """Remove from every group a share of its channels proportional to ``shares`` (groups,), by bisection on the factor."""
     widths.check_reachable()
-
-    def levels_at(ratio: float) -> list[int]:
-        wanted = widths.table[:, :1] * (1 - ratio)
-        return np.abs(widths.table - wanted).argmin(axis=1).tolist()
-
-    low, high = 0.0, 1.0
-    for _ in range(40):
+    low, high = 0.0, 1.0 / float(shares.min())
+    for _ in range(50):
         middle = (low + high) / 2
-        low, high = (low, middle) if widths.gap(levels_at(middle)) >= 0 else (middle, high)
-    levels = levels_at(high)
-    pruned = [i for i, level in enumerate(levels) if level > 0]
-    by_ratio = sorted(pruned, key=lambda i: widths.groups[i].levels[levels[i]] / widths.groups[i].levels[0])
-    return finish(widths, levels, by_ratio, "uniform")
+        low, high = (low, middle) if widths.gap(levels_at(widths, middle * shares)) >= 0 else (middle, high)
+    levels = levels_at(widths, high * shares)
+    kept = widths.table[np.arange(len(levels)), levels]
+    excess = (kept / widths.table[:, 0] - 1 + np.minimum(high * shares, 1.0)).argsort(kind="stable").tolist()
+    pruned = [i for i in excess if levels[i] > 0]  # what lost most beyond its share is the first to get a channel back
+    return finish(widths, levels, pruned, name)
+
+
+def levels_at(widths: Widths, ratios: Floats) -> list[int]:
+    """The levels nearest to removing these shares of the groups' channels: (groups,)."""
+    wanted = widths.table[:, 0] * (1 - np.minimum(ratios, 1.0))
+    return np.abs(widths.table - wanted[:, None]).argmin(axis=1).tolist()
 
 
 def global_ranking(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
