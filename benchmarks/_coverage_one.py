@@ -53,11 +53,17 @@ def survey(network: Network, cpu_seconds: int, memory_gb: float) -> None:
         emit(**_pruning(model, inputs, options))
     except prunus.PrunusError as error:
         emit(refused=_told(error))
+    except MemoryError as error:
+        emit(verdict="time-out", where="trace, plan or remove", error=_told(error))
+        return
     except Exception as error:
         emit(verdict="error", where="trace, plan or remove", error=_told(error), traceback=traceback.format_exc()[-1500:])
         return
     try:
         report = check_network(model, inputs, **options)
+    except MemoryError as error:
+        emit(verdict="time-out", where="check", error=_told(error))
+        return
     except Exception as error:
         emit(verdict="error", where="check", error=_told(error), traceback=traceback.format_exc()[-1500:])
         return

@@ -42,7 +42,8 @@ def page(rows: Mapping[str, Any]) -> str:
         "- *exact*: nothing is frozen but the network's output.",
         "- *exact after repair*: likewise; attributes that hold a width were edited along.",
         "- *partly frozen*: some groups stay whole, for the reasons below; all others are pruned exactly.",
-        "- *refused*: Prunus says why and returns nothing. *error*: Prunus broke down. *time-out*: over the limit.",
+        "- *refused*: Prunus says why and returns nothing. *error*: Prunus broke down. *time-out*: over the limit of time or of "
+        "memory.",
         "",
         "MACs: share of the network's MACs in channels that may be pruned. Seconds are CPU seconds of trace + plan + remove and, "
         "apart, of a forward pass. Memory is the peak of trace + plan + remove, with the network itself, over that of a forward "

@@ -80,3 +80,13 @@ class ExportError(PrunusError):
 
 class PrunusWarning(UserWarning):
     """Something the user should know and that doesn't stop the work."""
+
+
+def raise_if_out_of_memory(error: Exception) -> None:
+    """Raise `MemoryError` if that is what happened, in PyTorch's words or Python's: it says nothing about the network."""
+    said = isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in str(error) or "out of memory" in str(error))
+    if said or isinstance(error, MemoryError):
+        raise MemoryError(
+            "memory ran out. A check holds up to five copies of the network, two of them in float64: free memory, take smaller "
+            f"example_inputs, or leave the check out with verify=False ({error})"
+        ) from error

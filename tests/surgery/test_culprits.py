@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import prunus
+import prunus.testing
 from prunus.errors import PrunusWarning, VerificationFailed
 from prunus.graph import trace
 from prunus.surgery import prove as proving
@@ -180,3 +182,36 @@ def test_nothing_left_to_prove() -> None:
     model = randomise(Scaled())
     with pytest.warns(PrunusWarning), pytest.raises(VerificationFailed, match="removal differs from silencing in every group"):
         prove(Checks(model, x), trace(model, x), random_plan)
+
+
+class Hungry(nn.Module):
+    """Asks for memory that isn't there once its first layer is narrower than 8, in one of the modes."""
+
+    def __init__(self, training: bool, words: str) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.hungry_in_training, self.words = training, words
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.one.out_channels < 8 and self.training == self.hungry_in_training:
+            raise RuntimeError(self.words)
+        return self.two(self.one(x))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+    ],
+)
+def test_too_little_memory_is_no_fault_of_the_network(training: bool, words: str) -> None:
+    """Neither are groups frozen for it, nor does a check pass because of it."""
+    model = Hungry(training, words)
+    for prune in (
+        lambda: prunus.prune(model, torch.randn(2, 3, 4, 4), prunus.Budget(channels=0.5)),
+        lambda: prunus.testing.check_network(model, torch.randn(2, 3, 4, 4)),
+    ):
+        with pytest.raises(MemoryError, match=r"memory ran out\. A check holds up to five copies of the network.*verify=False"):
+            prune()

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import UnknownName, UnsupportedNetwork
+from prunus.errors import UnknownName, UnsupportedNetwork, raise_if_out_of_memory
 from prunus.graph.as_found import as_found
 from prunus.graph.branches import OUTPUT
 from prunus.graph.build import build_graph
@@ -190,6 +190,7 @@ def _run(model: nn.Module, inputs: Any, space: LabelSpace, forward_fn: ForwardFn
     except ValuesNeeded:
         raise
     except Exception as error:
+        raise_if_out_of_memory(error)
         mode = "training" if model.training else "evaluation"
         where = tracer.last_entered or "the network"
         raise UnsupportedNetwork(

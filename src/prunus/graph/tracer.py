@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunus.errors import PrunusWarning
+from prunus.errors import PrunusWarning, raise_if_out_of_memory
 from prunus.graph.activations import LiveActivations
 from prunus.graph.dry_run import ValuesNeeded, needs_values, shape_only
 from prunus.graph.held import Held
@@ -214,6 +214,7 @@ class Tracer(TorchDispatchMode):
         try:
             rule(call)
         except Exception as error:
+            raise_if_out_of_memory(error)
             failed = f"the rule for this operation fails ({type(error).__name__}: {error})"
             warnings.warn(f"{failed} at {call.place}; its channels are frozen: please report it", PrunusWarning, stacklevel=2)
             call.freeze_all(failed)

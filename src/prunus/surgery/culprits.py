@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus.errors import raise_if_out_of_memory
 from prunus.graph.trace import cloned
 from prunus.types import ChannelGraph, ChannelGroup, ForwardFn, PruningPlan, call_model
 
@@ -48,6 +49,7 @@ def crash_of(model: nn.Module, inputs: Any, forward_fn: ForwardFn | None = None)
             torch.manual_seed(0)
             call_model(model, cloned(inputs), forward_fn)
     except Exception as error:
+        raise_if_out_of_memory(error)
         return Crash(running[-1] if running else "", _own_line(error), f"{type(error).__name__}: {error}")
     finally:
         for hook in hooks:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from prunus.errors import PrunusError, PrunusWarning, VerificationFailed
+from prunus.errors import PrunusError, PrunusWarning, VerificationFailed, raise_if_out_of_memory
 from prunus.graph.trace import twice
 from prunus.surgery.culprits import Crash, crash_of, find_culprits
 from prunus.surgery.remove import remove
@@ -132,7 +132,8 @@ class Checks:
         """Where the small network's forward pass breaks in evaluation or, on inputs that the original takes, in training mode."""
         try:
             small, _ = remove(self.model, graph, plan)
-        except Exception:  # surgery itself breaks down, which its own check tells
+        except Exception as error:  # surgery itself breaks down, which its own check tells
+            raise_if_out_of_memory(error)
             return None
         found = crash_of(small.eval(), self.inputs, self.forward_fn)
         if found is not None:
@@ -150,6 +151,7 @@ def tried(check: Check, graph: ChannelGraph, plan: PruningPlan) -> VerificationR
     except (MemoryError, torch.OutOfMemoryError, PrunusError):
         raise
     except Exception as error:
+        raise_if_out_of_memory(error)
         detail = f"surgery itself breaks down, please report it: {type(error).__name__}: {error}"
         return VerificationReport(math.inf, 0.0, False, detail)
 

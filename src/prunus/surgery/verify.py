@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.errors import raise_if_out_of_memory
 from prunus.graph.labels import named_tensors
 from prunus.graph.trace import tensors_in, twice
 from prunus.types import ExampleInputs, ForwardFn, VerificationReport, call_model, map_tensors
@@ -40,10 +41,12 @@ def verify(
     except _ReferenceFailed:
         pass  # constants in float32 inside the network: compare in float32
     except Exception as error:
+        raise_if_out_of_memory(error)
         return _failed(small, error, tolerance)
     try:
         reference, own = (_outputs(m, example_inputs, torch.float32, forward_fn) for m in (silent, small))
     except Exception as error:
+        raise_if_out_of_memory(error)
         return _failed(small, error, 1e-4)
     report = compare(reference, own, 1e-4)
     return VerificationReport(
@@ -59,6 +62,7 @@ def _reference(silent: nn.Module, inputs: Any, forward_fn: ForwardFn | None) -> 
     try:
         return _outputs(silent, inputs, torch.float64, forward_fn)
     except Exception as error:
+        raise_if_out_of_memory(error)
         raise _ReferenceFailed from error
 
 
@@ -80,12 +84,14 @@ def verify_training(
         try:
             with _default_dtype(torch.float64):
                 reference = _outputs(silent, candidate, torch.float64, forward_fn, training=True)
-        except Exception:
+        except Exception as error:
+            raise_if_out_of_memory(error)
             continue
         try:
             with _default_dtype(torch.float64):
                 own = _outputs(small, candidate, torch.float64, forward_fn, training=True)
         except Exception as error:
+            raise_if_out_of_memory(error)
             return _failed(small, error, tolerance, "in training mode ")
         report = compare(reference, own, tolerance)
         if report.passed:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunus.errors import PrunusError, PrunusWarning, UnsupportedNetwork, VerificationFailed
+from prunus.errors import PrunusError, PrunusWarning, UnsupportedNetwork, VerificationFailed, raise_if_out_of_memory
 from prunus.graph import trace
 from prunus.graph.labels import named_tensors
 from prunus.graph.trace import Keep, cloned
@@ -145,6 +145,7 @@ def check_network(
         except (PrunusError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            raise_if_out_of_memory(error)
             raise VerificationFailed(
                 f"Prunus broke down on this network, which is a defect of Prunus; nothing wrong was returned. Please report the "
                 f"error with the network: {type(error).__name__}: {error}"
@@ -261,6 +262,7 @@ def _counted(model: nn.Module, small: nn.Module, inputs: Any, forward_fn: Forwar
     try:
         before, after = (_count(m, inputs, forward_fn) for m in (model, small))
     except Exception as error:
+        raise_if_out_of_memory(error)
         return (f"PyTorch's counter of operations fails on this network ({type(error).__name__}: {error})",)
     full, predicted = proof.graph.cost().macs, proof.plan.predicted.macs
     batch = max(1, round(before / max(full, 1)))

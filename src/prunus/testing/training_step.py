@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus.errors import raise_if_out_of_memory
 from prunus.graph.trace import cloned, tensors_in, twice
 from prunus.surgery import remove
 from prunus.surgery.prove import noisy
@@ -47,5 +48,6 @@ class TrainingStep:
                 torch.stack(losses).sum().backward()
                 optimizer.step()
         except Exception as error:
+            raise_if_out_of_memory(error)
             return f"{type(error).__name__}: {error}"
         return None
