@@ -38,7 +38,7 @@ def memory_cost(
 def rescaled(scale: Tensor, shift: Tensor, reader: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
     """Scale and shift times ``factor``, the weight that reads the channels divided by it: the same function behind a ReLU.
 
-    Ye et al., ICLR 2018 (*gamma-W rescaling*): smaller scales reach zero sooner at the same penalty. ``factor`` must be above zero.
+    Ye et al., ICLR 2018 (*gamma-W rescaling*): smaller scales reach zero sooner at the same penalty. ``factor`` is above zero.
     """
     if factor <= 0:
         raise ValueError(f"factor={factor}: rescaling keeps the function for factors above zero only")
