@@ -20,6 +20,7 @@ from prunus.errors import (
 from prunus.graph import OP_RULES, op_rule, trace
 from prunus.importance import CRITERIA, score
 from prunus.pipeline.prune import PruneResult, prune
+from prunus.reconstruction import prune_lossless
 from prunus.surgery import SurgeryRecord, load, remove, save, silence, verify
 from prunus.types import (
     Budget,
@@ -68,6 +69,7 @@ __all__ = [
     "load",
     "op_rule",
     "prune",
+    "prune_lossless",
     "reach",
     "remove",
     "save",

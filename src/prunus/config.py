@@ -109,7 +109,7 @@ class PruneConfig(_Section):
     criterion_options: dict[str, Any] = Field(default_factory=dict, description="options of the criterion")
     allocator: str = Field(
         "global",
-        description="uniform, global, global_per_cost, knapsack, per_layer, thresholds or mean_minus_deviations",
+        description="uniform, global, global_per_cost, knapsack, per_layer, thresholds, mean_minus_deviations or sensitivity",
     )
     allocator_options: dict[str, Any] = Field(
         default_factory=dict, description='options of the allocator, e.g. { ratios = { "layer1.*" = 1.0, "layer4.*" = 2.0 } }'
@@ -146,6 +146,8 @@ class PruneConfig(_Section):
     def _check_rounds(self) -> PruneConfig:
         if self.rounds > 1 and self.channels_per_round is not None:
             raise ValueError("rounds and channels_per_round exclude each other: the budget decides how many rounds there are")
+        if self.allocator == "sensitivity" and (self.rounds > 1 or self.channels_per_round is not None):
+            raise ValueError("a sensitivity scan is of the unpruned network, so that sensitivity allocates in one round only")
         if self.momentum and self.rounds == 1 and self.channels_per_round is None:
             raise ValueError(
                 "momentum carries scores from round to round, and there is one only: set rounds or channels_per_round"

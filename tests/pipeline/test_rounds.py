@@ -46,3 +46,11 @@ def test_paces_by_hand(pace: str, expected: list[int]) -> None:
     graph = prunus.trace(build("Plain"), images())
     settings = PruneConfig(budget={"channels": 25}, rounds=5, pace=pace)  # type: ignore[arg-type]
     assert [plan_round(settings, graph, number).budget.channels for number in range(1, 6)] == expected
+
+
+@pytest.mark.parametrize("rounds", [{"rounds": 2}, {"channels_per_round": 6}])
+def test_a_scan_of_the_unpruned_network_serves_one_round(rounds: dict[str, int]) -> None:
+    with pytest.raises(
+        ValueError, match="a sensitivity scan is of the unpruned network, so that sensitivity allocates in one round"
+    ):
+        PruneConfig(allocator="sensitivity", **rounds)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prunus.allocation import hand_set, ranking
+from prunus.allocation.by_sensitivity import by_sensitivity
 from prunus.allocation.knapsack import knapsack
 from prunus.errors import UnknownName
 from prunus.types import Allocator, Budget, ChannelGraph, PruningPlan, Scores
@@ -16,13 +17,14 @@ Evaluate = Callable[[PruningPlan], float]
 
 @dataclass(frozen=True)
 class AllocatorRow:
-    """A row of `ALLOCATORS` that needs nothing but scores and costs. ``options``: names of the function's keyword options;
-    ``bound``: those that were given."""
+    """A row of `ALLOCATORS`. ``options``: names of the function's keyword options; ``bound``: those that were given; ``asks``:
+    which of ``evaluate`` and ``measure`` its function takes besides scores and costs, as keywords that may be None."""
 
     name: str
     function: Callable[..., PruningPlan]
     options: tuple[str, ...] = ()
     bound: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    asks: frozenset[str] = frozenset()
 
     @property
     def summary(self) -> str:
@@ -39,7 +41,8 @@ class AllocatorRow:
         measure: Evaluate | None = None,
     ) -> PruningPlan:
         """A plan that meets the budget from below; ``evaluate`` and ``measure`` are for allocators that search."""
-        return self.function(graph, scores, budget, **self.bound)
+        handed_in = {name: value for name, value in (("evaluate", evaluate), ("measure", measure)) if name in self.asks}
+        return self.function(graph, scores, budget, **handed_in, **self.bound)
 
     def with_options(self, options: Mapping[str, Any]) -> AllocatorRow:
         """The row with these options bound; `UnknownName` for one that it doesn't have."""
@@ -59,6 +62,12 @@ ALLOCATORS: dict[str, AllocatorRow] = {
         AllocatorRow("per_layer", hand_set.per_layer, ("ratios", "fixed")),
         AllocatorRow("thresholds", hand_set.thresholds, ("thresholds", "fixed")),
         AllocatorRow("mean_minus_deviations", hand_set.mean_minus_deviations),
+        AllocatorRow(
+            "sensitivity",
+            by_sensitivity,
+            ("points", "shares", "epsilon", "fixed"),
+            asks=frozenset({"evaluate"}),
+        ),
     )
 }
 

@@ -33,7 +33,7 @@ def per_layer(
         return proportional(widths, shares, "per_layer")
     if shares.max() > 1:
         raise InvalidBudget(f"per_layer: {shares.max():g} is no share that can be removed: with fixed=True ratios are at most 1")
-    return _checked(widths, levels_at(widths, shares), "per_layer")
+    return checked(widths, levels_at(widths, shares), "per_layer")
 
 
 def thresholds(
@@ -47,7 +47,7 @@ def thresholds(
     """
     widths, chosen = _of_matching(graph, scores, budget, thresholds, "thresholds")
     if fixed:
-        return _checked(widths, [_level_at(group, chosen[group.group.name]) for group in widths.groups], "thresholds")
+        return checked(widths, [_level_at(group, chosen[group.group.name]) for group in widths.groups], "thresholds")
     return lowest_first(widths, [group.step_scores() / chosen[group.group.name] for group in widths.groups], "thresholds")
 
 
@@ -69,7 +69,7 @@ def _level_at(group: GroupWidths, threshold: float) -> int:
     return max(i for i, channels in enumerate(group.levels) if channels >= staying or i == 0)
 
 
-def _checked(widths: Widths, levels: list[int], allocator: str) -> PruningPlan:
+def checked(widths: Widths, levels: list[int], allocator: str) -> PruningPlan:
     """The plan as it is asked for; `BudgetNotMet` if it costs too much."""
     plan = widths.plan(levels, allocator)
     missed = [row for row in plan.provenance["budget"] if not row["met"]]

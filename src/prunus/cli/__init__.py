@@ -1,6 +1,6 @@
-"""The command line: ``prunus inspect | prune | evaluate | criteria | score | compare | run | demo | recipes``."""
+"""The command line: ``prunus inspect | prune | evaluate | criteria | score | compare | sensitivity | run | demo | recipes``."""
 
-from prunus.cli import laboratory, networks, recipes
+from prunus.cli import laboratory, networks, recipes, sensitivity
 from prunus.cli.app import app
 
-__all__ = ["app", "laboratory", "networks", "recipes"]
+__all__ = ["app", "laboratory", "networks", "recipes", "sensitivity"]

@@ -39,7 +39,7 @@ from prunus.sources import DataBundle
 from prunus.types import Scores
 
 Model = Annotated[str, typer.Option(help="torchvision:NAME, timm:NAME, cifar:resnet20, or path/to/file.py:function")]
-_DATA = "digits, folder:PATH, cifar10:PATH, fashion-mnist:PATH, elpv, or path/to/file.py:function"
+DATA_SOURCES = "digits, folder:PATH, cifar10:PATH, fashion-mnist:PATH, elpv, or path/to/file.py:function"
 Images = Annotated[int, typer.Option(min=1, help="training images that criteria and the oracle see")]
 BatchSize = Annotated[int, typer.Option(min=1, help="images per batch")]
 Mixing = Annotated[str, typer.Option(help="allow or freeze groups whose statistics change with the width")]
@@ -54,7 +54,7 @@ def score_command(
         list[str] | None,
         typer.Option("--option", "--options", help="NAME=VALUE of the criterion, e.g. per_example=true; may be repeated"),
     ] = None,
-    data: Annotated[str | None, typer.Option(help=f"where the criterion needs images: {_DATA}")] = None,
+    data: Annotated[str | None, typer.Option(help=f"where the criterion needs images: {DATA_SOURCES}")] = None,
     images: Images = 512,
     batch_size: BatchSize = 64,
     image_size: ImageSize = None,
@@ -80,8 +80,8 @@ def score_command(
     options = read_options(option or ())
     row = resolve_criterion(criterion, options)
     if row.needs and data is None:
-        raise EvidenceError(f"criterion {criterion} needs data: give --data, one of {_DATA}")
-    _warn_untrained(model, weights)
+        raise EvidenceError(f"criterion {criterion} needs data: give --data, one of {DATA_SOURCES}")
+    warn_untrained(model, weights)
     bundle = load_bundle(data, image_size, seed, model)
     network = load_network(model, weights, num_classes, bundle, argument, seed)
     examples = torch.stack([bundle.test[i][0] for i in (0, 1)]) if bundle else random_input(model, input_shape)
@@ -109,7 +109,7 @@ def score_command(
 @app.command("compare")
 def compare_command(
     model: Model,
-    data: Annotated[str, typer.Option(help=_DATA)],
+    data: Annotated[str, typer.Option(help=DATA_SOURCES)],
     criteria: Annotated[
         str, typer.Option(help="all, or names by comma, with options in brackets: l1,taylor(on=weights); all,-obd leaves one out")
     ] = "all",
@@ -143,20 +143,20 @@ def compare_command(
         batch_size=batch_size,
         channels=channels,
         test_images=test_images,
-        shares=_read_shares(shares) if removal else (),
+        shares=read_shares(shares) if removal else (),
         recovery=Recovery(steps, lr),
         keep=tuple(keep or ()),
         mixing=mixing,
         whole_groups=whole_groups,
     )
-    _warn_untrained(model, weights)
+    warn_untrained(model, weights)
     bundle = cast("DataBundle", load_bundle(data, image_size, 0, model))
     if len(bundle.test) < 2:  # pyright: ignore[reportArgumentType]
         raise DataError(f"{data} has fewer than 2 test images: nothing could be judged on them")
     about = {"model": model, "weights": weights, "data": data, "image_size": image_size, "arguments": argument}
     network = load_network(model, weights, num_classes, bundle, argument)
     try:
-        result = compare(Subject(lambda _: network, bundle, about), contenders, range(seeds), out, settings, _announcer())
+        result = compare(Subject(lambda _: network, bundle, about), contenders, range(seeds), out, settings, announcer())
     except KeyboardInterrupt:
         err.print(f"stopped; the same command continues the comparison in {escape(str(out))}")
         raise typer.Exit(130) from None
@@ -171,14 +171,15 @@ def compare_command(
     console.print(f"{result['seconds']:.0f} s; written to {escape(str(out))}: comparison.json, comparison.html", soft_wrap=True)
 
 
-def _warn_untrained(model: str, weights: str | None) -> None:
+def warn_untrained(model: str, weights: str | None) -> None:
     """A network of a library has random weights until some are given; a user's function may load its own."""
     if weights is None and model.partition(":")[0] in ("torchvision", "timm", "cifar"):
         text = f"{model} has random weights, so its scores say nothing about a trained network: give trained ones with --weights"
         warnings.warn(text, PrunusWarning, stacklevel=2)
 
 
-def _read_shares(text: str) -> tuple[float, ...]:
+def read_shares(text: str) -> tuple[float, ...]:
+    """``10,20`` as (0.1, 0.2)."""
     try:
         percents = sorted({float(part) for part in text.split(",") if part.strip()})
         if not percents or percents[0] <= 0 or percents[-1] >= 100:
@@ -188,7 +189,8 @@ def _read_shares(text: str) -> tuple[float, ...]:
     return tuple(percent / 100 for percent in percents)
 
 
-def _announcer() -> Callable[[str], None]:
+def announcer() -> Callable[[str], None]:
+    """Prints the name of a step, on a terminal only."""
     if not sys.stderr.isatty():
         return lambda _: None
     return lambda step: err.print(f"[bold]{escape(step)}[/bold]")

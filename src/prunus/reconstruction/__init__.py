@@ -1,5 +1,16 @@
 """Recovering accuracy without training: what can be computed from data."""
 
+from prunus.reconstruction.constants import Compensation, FoldingReport, channel_means, compensate, fold_constants
+from prunus.reconstruction.lossless import LosslessResult, prune_lossless
 from prunus.reconstruction.statistics import recalibrate
 
-__all__ = ["recalibrate"]
+__all__ = [
+    "Compensation",
+    "FoldingReport",
+    "LosslessResult",
+    "channel_means",
+    "compensate",
+    "fold_constants",
+    "prune_lossless",
+    "recalibrate",
+]

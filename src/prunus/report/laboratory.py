@@ -66,7 +66,7 @@ def render_comparison(result: Result) -> str:
         drawn = comparison_figures(result)
         sections = {title: part for title, part in _sections(result, drawn).items() if part}
         name = str(result["subject"].get("name") or result["subject"].get("model") or "criteria")
-        return _page(f"Criteria on {name}", _subtitle(result), sections, drawn, result)
+        return laboratory_page(f"Criteria on {name}", _subtitle(result), sections, drawn, result)
     except (KeyError, TypeError) as error:
         raise _not_shown(error) from error
 
@@ -84,7 +84,7 @@ def render_scores(result: Result) -> str:
         options = ", ".join(f"{name} = {value}" for name, value in result["options"].items())
         criterion = f"{result['criterion']} ({options})" if options else str(result["criterion"])
         subtitle = escape(f"{criterion}, {'comparable' if result['comparable'] else 'not comparable'} over groups")
-        return _page(f"Scores of {result['model']}", subtitle, content, drawn, result)
+        return laboratory_page(f"Scores of {result['model']}", subtitle, content, drawn, result)
     except (KeyError, TypeError) as error:
         raise _not_shown(error) from error
 
@@ -93,7 +93,8 @@ def _not_shown(error: Exception) -> ExportError:
     return ExportError(f"the result can't be shown: {type(error).__name__} {error}; was it written by this version?")
 
 
-def _page(name: str, subtitle: str, sections: Mapping[str, str], drawn: Mapping[str, Figure], result: Result) -> str:
+def laboratory_page(name: str, subtitle: str, sections: Mapping[str, str], drawn: Mapping[str, Figure], result: Result) -> str:
+    """A page of the laboratory: sections by their titles, figures by the places that they are drawn in."""
     identifiers = {title: title.lower().replace(" ", "-") for title in sections}
     return Template(resource("laboratory.html")).substitute(
         name=escape(name),
