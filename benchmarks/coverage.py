@@ -102,7 +102,7 @@ def finish(running: Running, limit: int) -> dict[str, Any] | None:
         stopped = late or code in (-signal.SIGKILL, -signal.SIGXCPU)  # how the limits stop a process
         row["verdict"] = "time-out" if stopped else "error"
         if not stopped:
-            row["error"] = said[-1500:] or f"the process ended with code {code}"
+            row["error"] = said.strip().rpartition("\n")[2][:500] or f"the process ended with code {code}"
     row["wall_seconds"] = time.monotonic() - running.begun
     return row
 
