@@ -111,3 +111,22 @@ def batches(number: int = 2, count: int = 6, dtype: torch.dtype = torch.float32)
     generator = torch.Generator().manual_seed(1)
     labels = [torch.randint(0, 10, (count,), generator=generator) for _ in range(number)]
     return [(images(count, dtype=dtype, seed=i), y) for i, y in enumerate(labels)]
+
+
+class Toy(nn.Module):
+    """y = h1 + h2 + h3 with h = (1, -0.5, 0.1) at an input of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(1, 3, bias=False)
+        self.sum = nn.Linear(3, 1, bias=False)
+        with torch.no_grad():
+            self.hidden.weight.copy_(torch.tensor([[1.0], [-0.5], [0.1]]))
+            self.sum.weight.fill_(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sum(self.hidden(x))
+
+
+def squared(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return ((output - batch[1]) ** 2).mean()

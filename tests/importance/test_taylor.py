@@ -10,28 +10,9 @@ from torch import Tensor, nn
 import prunus
 from prunus.graph.gates import Gates
 from prunus.types import PruningPlan
-from small_nets import NETS, batches, build, images
+from small_nets import NETS, Toy, batches, build, images, squared
 
 DOUBLE = torch.float64
-
-
-class Toy(nn.Module):
-    """y = h1 + h2 + h3 with h = (1, -0.5, 0.1) at an input of one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(1, 3, bias=False)
-        self.sum = nn.Linear(3, 1, bias=False)
-        with torch.no_grad():
-            self.hidden.weight.copy_(torch.tensor([[1.0], [-0.5], [0.1]]))
-            self.sum.weight.fill_(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.sum(self.hidden(x))
-
-
-def squared(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return ((output - batch[1]) ** 2).mean()
 
 
 def gate_gradients(
