@@ -1,9 +1,10 @@
 """From a plan to a small network, and the proof that it is the right one."""
 
+from prunus.surgery.added_bias import add_bias
 from prunus.surgery.artifact import load, save
 from prunus.surgery.record import AttributeEdit, SliceEdit, SurgeryRecord
 from prunus.surgery.remove import remove
 from prunus.surgery.silence import silence
 from prunus.surgery.verify import randomise, verify
 
-__all__ = ["AttributeEdit", "SliceEdit", "SurgeryRecord", "load", "randomise", "remove", "save", "silence", "verify"]
+__all__ = ["AttributeEdit", "SliceEdit", "SurgeryRecord", "add_bias", "load", "randomise", "remove", "save", "silence", "verify"]

@@ -48,7 +48,17 @@ class IndexEdit:
     values: Tensor
 
 
-Edit: TypeAlias = "SliceEdit | AttributeEdit | IndexEdit"
+@dataclass(frozen=True)
+class BiasEdit:
+    """Give the layer at this dotted path, which has none, a bias: one entry for every output that is left, zero at first.
+
+    What it holds is saved with the network, like any weight.
+    """
+
+    layer: str
+
+
+Edit: TypeAlias = "SliceEdit | AttributeEdit | IndexEdit | BiasEdit"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +93,11 @@ class SurgeryRecord:
         return {edit.buffer: edit.values for edit in self.edits if isinstance(edit, IndexEdit)}
 
     @property
+    def biases(self) -> tuple[str, ...]:
+        """Layers that were given a bias, in order."""
+        return tuple(edit.layer for edit in self.edits if isinstance(edit, BiasEdit))
+
+    @property
     def repaired(self) -> tuple[str, ...]:
         """What the network's own code held and was set anew: ``module.attribute`` of widths, buffers of channel numbers."""
         attributes = [f"{e.module}.{e.attribute}".lstrip(".") for e in self.edits if isinstance(e, AttributeEdit) and e.repaired]
@@ -91,16 +106,19 @@ class SurgeryRecord:
     def compose(self, later: SurgeryRecord) -> SurgeryRecord:
         """One record for this surgery followed by ``later`` (whose indices count in the network that this one left).
 
+        A bias that this surgery added has no slices: replaying gives it the width that is left in the end.
+
         Raises:
             ArtifactError: ``later`` slices an axis that doesn't have the width this record leaves.
         """
         slices = {(e.parameter, e.axis): e for e in self.edits if isinstance(e, SliceEdit)}
         attributes = {(e.module, e.attribute): e for e in self.edits if isinstance(e, AttributeEdit)}
+        added = {f"{layer}.bias" for layer in self.biases}
         for edit in later.edits:
             if isinstance(edit, AttributeEdit):
                 attributes[edit.module, edit.attribute] = edit
                 continue
-            if isinstance(edit, IndexEdit):
+            if isinstance(edit, (IndexEdit, BiasEdit)) or edit.parameter in added:
                 continue
             before = slices.get((edit.parameter, edit.axis))
             if before is not None and len(before.kept) != edit.size:
@@ -112,7 +130,9 @@ class SurgeryRecord:
             kept, size = (edit.kept, edit.size) if before is None else (before.kept[edit.kept], before.size)
             slices[edit.parameter, edit.axis] = SliceEdit(edit.parameter, edit.axis, kept, size)
         indices = [IndexEdit(name, values) for name, values in (self.indices | later.indices).items()]
-        return SurgeryRecord(self.fingerprint, (*slices.values(), *attributes.values(), *indices), later.versions)
+        biases = [BiasEdit(layer) for layer in dict.fromkeys((*self.biases, *later.biases))]
+        edits = (*slices.values(), *attributes.values(), *indices, *biases)
+        return SurgeryRecord(self.fingerprint, edits, later.versions)
 
     @classmethod
     def nothing_removed(cls, model: nn.Module) -> SurgeryRecord:
@@ -127,6 +147,8 @@ class SurgeryRecord:
                 edits.append({"slice": e.parameter, "axis": e.axis, "kept": e.kept.tolist(), "size": e.size})
             elif isinstance(e, IndexEdit):
                 edits.append({"index": e.buffer, "values": e.values.tolist()})
+            elif isinstance(e, BiasEdit):
+                edits.append({"bias": e.layer})
             else:
                 held = {"repaired": True} if e.repaired else {}
                 edits.append({"attribute": e.attribute, "module": e.module, "value": e.value, **held})
@@ -162,6 +184,8 @@ def _read_edit(item: Mapping[str, Any]) -> Edit:
         if not (values and all(type(n) is int and 0 <= n < _MOST_INDICES for n in values)):
             raise ValueError(f"channel numbers of {str(item['index'])!r} are malformed")
         return IndexEdit(str(item["index"]), torch.tensor(values, dtype=torch.int64))
+    if "bias" in item:
+        return BiasEdit(str(item["bias"]))
     value = item["value"]
     numbers = cast("list[Any]", value if isinstance(value, list) else [value])
     least = -1 if isinstance(value, list) else 0  # a sequence may hold more than widths: (-1, 64)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from prunus.errors import ArtifactError, NothingPruned, UnknownName, UnsupportedNetwork
 from prunus.graph.build import fingerprint
 from prunus.graph.labels import named_tensors
+from prunus.surgery.added_bias import give_bias, why_no_bias
 from prunus.surgery.emptied import replace_emptied
-from prunus.surgery.record import AttributeEdit, IndexEdit, SliceEdit, SurgeryRecord, current_versions
+from prunus.surgery.record import AttributeEdit, BiasEdit, IndexEdit, SliceEdit, SurgeryRecord, current_versions
 from prunus.surgery.repair import attribute_edits, fits, index_edits, set_attribute
 from prunus.types import ChannelGraph, PruningPlan
 
@@ -110,6 +111,11 @@ def _misfit(model: nn.Module, record: SurgeryRecord) -> str | None:
             shape = shapes.get(edit.buffer, ())
             if len(shape) != 1 or shape[0] < len(edit.values):
                 return f"it sets the buffer `{edit.buffer}` to {len(edit.values)} channel numbers, here its shape is {shape}"
+        elif isinstance(edit, BiasEdit):
+            if edit.layer not in modules:
+                return f"it gives the layer `{edit.layer}` a bias, and there is none of that name"
+            if (why := why_no_bias(modules[edit.layer])) is not None:
+                return f"it gives the layer `{edit.layer}` a bias, but {why}"
         elif edit.parameter not in shapes:
             return f"this network has no `{edit.parameter}`"
         elif edit.axis >= len(shapes[edit.parameter]) or shapes[edit.parameter][edit.axis] != edit.size:
@@ -134,6 +140,8 @@ def _rebuild(
         module = small.get_submodule(path)
         for attribute, value in values.items():
             set_attribute(module, attribute, value)
+    for layer in record.biases:
+        give_bias(small.get_submodule(layer))
     replace_emptied(small)
     if optimizer is not None:
         _move_optimizer(optimizer, model, moved, kept)
