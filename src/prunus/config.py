@@ -84,6 +84,13 @@ class OptimizerConfig(_Section):
         False, description="batch norm keeps its statistics and parameters: steadier where images or batches are few"
     )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate after the warm-up")
+    sparse_gradients: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of every convolution's activation gradients that lie below a threshold and become zero or the "
+        "threshold at random; 0: none. Saves operations on sparse hardware, no time here",
+    )
 
 
 class TransferConfig(OptimizerConfig):

@@ -1,4 +1,4 @@
-"""The formulas of METHODS B.7, C.7, E6.7 and E7.7, with the numbers that were worked out there."""
+"""The formulas of METHODS B.7, C.7 and E7.7, with the numbers that were worked out there."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.sparsity import (
-    ThresholdForecast,
     ista_step,
     memory_cost,
     merge_compactor,
-    prune_gradient,
     rescaled,
     resrep_gradient,
-    threshold_of_normal,
     two_temperature_gate,
 )
 
@@ -98,45 +95,6 @@ def test_rescaling_keeps_the_function(factor: float) -> None:
     torch.testing.assert_close(function(*rescaled(scale, shift, reader, factor)), function(scale, shift, reader))
     with pytest.raises(ValueError, match="for factors above zero only"):
         rescaled(scale, shift, reader, 0.0)
-
-
-# -- E6: sparse gradients
-
-
-def test_threshold_and_zeros_of_a_normal_law() -> None:
-    """Nine tenths lie below 1.645 deviations; 54.0 % become zero (25.9 % at a half, 69.2 % at 99 %); the mean stays."""
-    generator = torch.Generator().manual_seed(0)
-    gradient = 0.37 * torch.randn(2_000_000, generator=generator)
-    threshold = threshold_of_normal(gradient, 0.9)
-    assert threshold / 0.37 == pytest.approx(1.645, abs=2e-3)
-    pruned = prune_gradient(gradient, threshold, generator)
-    assert float((pruned == 0).float().mean()) == pytest.approx(0.540, abs=2e-3)
-    assert abs(float(pruned.mean() - gradient.mean())) < 1e-3
-    for share, zeros in ((0.5, 0.259), (0.99, 0.692)):
-        again = prune_gradient(gradient, threshold_of_normal(gradient, share), generator)
-        assert float((again == 0).float().mean()) == pytest.approx(zeros, abs=2e-3)
-
-
-def test_small_gradients_keep_their_expectation() -> None:
-    """0.3 below a threshold of one is one in three of ten cases; minus likewise; what reaches the threshold stays."""
-    generator = torch.Generator().manual_seed(1)
-    gradient = torch.tensor([0.3, -0.3, 1.0, -2.5]).repeat(100_000, 1)
-    pruned = prune_gradient(gradient, 1.0, generator)
-    assert set(pruned[:, 0].tolist()) == {0.0, 1.0} and set(pruned[:, 1].tolist()) == {0.0, -1.0}
-    torch.testing.assert_close(pruned.mean(0), gradient[0], atol=6e-3, rtol=0)
-    assert torch.equal(pruned[:, 2:], gradient[:, 2:])
-    assert torch.equal(prune_gradient(gradient, 0.0), gradient)
-
-
-def test_thresholds_are_forecast_from_the_last_ones() -> None:
-    forecast = ThresholdForecast(3)
-    for value in (1.0, 2.0):
-        forecast.push(value)
-        assert forecast.threshold is None
-    forecast.push(6.0)
-    assert forecast.threshold == 3.0
-    forecast.push(7.0)
-    assert forecast.threshold == 5.0
 
 
 # -- E7: two temperatures

@@ -35,7 +35,8 @@ class EpochLog:
 
     ``epoch`` counts from 1. ``loss`` is the mean per example of what was minimised (smoothed, with auxiliary losses and
     penalty), ``lr`` the rate of the epoch's last step, ``seconds`` the wall time of its steps, ``images_per_second`` over all
-    processes, ``accuracy`` in 0..1 on the evaluation data, or None where there are none.
+    processes, ``accuracy`` in 0..1 on the evaluation data, or None where there are none. ``sparse_gradients``: zeros in the
+    activation gradients and the multiply-adds they could save, see `SparseGradients.report`, or None where that is off.
     """
 
     epoch: int
@@ -44,6 +45,7 @@ class EpochLog:
     seconds: float
     images_per_second: float
     accuracy: float | None = None
+    sparse_gradients: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

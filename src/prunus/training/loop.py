@@ -33,6 +33,7 @@ from prunus.training.placement import (
 )
 from prunus.training.progress import Report, progress_bar
 from prunus.training.randomness import restored_generators, seed_epoch
+from prunus.training.sparse_gradients import SparseGradients
 from prunus.types import ForwardFn, LossFn, SparsityMethod
 
 
@@ -83,7 +84,7 @@ def train(
     with restored_generators():
         run = _Run(model, loader, settings, seed, objective, method, mixed_precision)
         frozen = frozen_batch_norm(model, settings.freeze_batch_norm)
-        with placed(model, run.accelerator.device, channels_last), frozen:
+        with placed(model, run.accelerator.device, channels_last), frozen, run.gradients:
             try:
                 return run.execute(checkpoint, resume, evaluation_loader, on_epoch, description)
             finally:
@@ -116,6 +117,7 @@ class _Run:
     ) -> None:
         self.model, self.loader, self.settings, self.seed = model, loader, settings, seed
         self.objective, self.method = objective, method
+        self.gradients = SparseGradients(model, settings.sparse_gradients)
         self.accelerator = start_accelerator(mixed_precision)
         if self.accelerator.num_processes > 1 and not is_sharded(self.accelerator, loader):
             raise TrainingError("training in several processes needs a DataLoader with a sized data set, to divide it among them")
@@ -170,6 +172,7 @@ class _Run:
         # for every epoch, so that worker processes carry no random state over from the last one.
         batches = share_batches(self.accelerator, self.loader, even=True)
         seed_epoch(self.seed, epoch, self.loader, self.accelerator.process_index)
+        self.gradients.start_epoch(self.seed, epoch, self.accelerator.process_index)
         set_epoch = getattr(batches if is_sharded(self.accelerator, self.loader) else self.loader, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
@@ -186,7 +189,8 @@ class _Run:
         if losses.count == 0:
             raise TrainingError(f"{what}: the training loader yields nothing, though its length is {self.steps_per_epoch}")
         seconds = time.perf_counter() - start
-        return EpochLog(epoch + 1, losses.mean, lr, seconds, losses.count / seconds)
+        sparse = self.gradients.report()
+        return EpochLog(epoch + 1, losses.mean, lr, seconds, losses.count / seconds, sparse_gradients=sparse)
 
     def _set_learning_rate(self, step: int) -> float:
         warmup = warmup_steps(self.settings, self.steps_per_epoch)
@@ -249,6 +253,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sparsity": None if self.method is None else self.method.state_dict(),
+            "gradients": self.gradients.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
@@ -258,6 +263,7 @@ class _Run:
         stored = load_checkpoint(path, self._identity())
         self.model.load_state_dict(stored.state["model"])
         self.optimizer.load_state_dict(stored.state["optimizer"])
+        self.gradients.load_state_dict(stored.state["gradients"])
         if self.method is not None:
             self.method.load_state_dict(stored.state["sparsity"])
         if self.accelerator.scaler is not None:
