@@ -107,6 +107,14 @@ def verify_training(
 def _outputs(
     model: nn.Module, inputs: Any, dtype: torch.dtype, forward_fn: ForwardFn | None, *, seed: int = 0, training: bool = False
 ) -> list[Tensor]:
+    return _after_forward(model, inputs, dtype, forward_fn, seed=seed, training=training)[1]
+
+
+def _after_forward(
+    model: nn.Module, inputs: Any, dtype: torch.dtype, forward_fn: ForwardFn | None, *, seed: int = 0, training: bool = False
+) -> tuple[nn.Module, list[Tensor]]:
+    """A copy of ``model`` in ``dtype`` behind one forward pass without dropout, and its outputs."""
+
     def cast(tensor: Tensor) -> Tensor:  # copies: a network that works in place must not change what the next one gets
         return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
@@ -116,7 +124,7 @@ def _outputs(
             module.p = 0.0
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return tensors_in(call_model(twin, map_tensors(cast, inputs), forward_fn))
+        return twin, tensors_in(call_model(twin, map_tensors(cast, inputs), forward_fn))
 
 
 def compare(reference: list[Tensor], own: list[Tensor], tolerance: float) -> VerificationReport:
@@ -147,6 +155,52 @@ def compare(reference: list[Tensor], own: list[Tensor], tolerance: float) -> Ver
         if error > worst:
             worst, detail = error, f"largest in output {i} of {len(reference)}"
     return VerificationReport(worst, tolerance, worst <= tolerance, detail)
+
+
+def amplification(model: nn.Module, inputs: ExampleInputs, forward_fn: ForwardFn | None = None) -> float:
+    """How many times larger a relative change by one rounding step of float64 is in the outputs than it was in ``inputs``.
+
+    Well-conditioned networks stay below a hundred; where it reaches 1e4, sums in another order may differ by more than `TOLERANCE`.
+    nan where the outputs aren't finite, or the network doesn't run in float64.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def moved(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        up = torch.rand(tensor.shape, generator=generator).to(tensor.device) < 0.5
+        return torch.nextafter(tensor.double(), torch.where(up, torch.inf, -torch.inf).double())
+
+    try:
+        with _default_dtype(torch.float64):
+            reference, own = (_outputs(model, x, torch.float64, forward_fn) for x in (inputs, map_tensors(moved, inputs)))
+    except Exception as error:
+        raise_if_out_of_memory(error)
+        return math.nan
+    return compare(reference, own, 0.0).max_error / torch.finfo(torch.float64).eps
+
+
+def settled(model: nn.Module, inputs: ExampleInputs, forward_fn: ForwardFn | None = None) -> nn.Module:
+    """A copy whose batch norms carry the statistics of ``inputs``: activations don't grow from layer to layer any more, nor,
+    as a rule, does what rounding did to them. It is an unchanged copy where the network doesn't train on ``inputs``."""
+    twin = copy.deepcopy(model)
+    trained = copy.deepcopy(model)
+    for norm in _batch_norms(trained):
+        norm.momentum = 1.0
+    try:
+        with _default_dtype(torch.float64):
+            trained = _after_forward(trained, inputs, torch.float64, forward_fn, training=True)[0]
+    except Exception as error:
+        raise_if_out_of_memory(error)
+        return twin
+    for norm, source in zip(_batch_norms(twin), _batch_norms(trained), strict=True):
+        for name, buffer in norm.named_buffers():
+            buffer.copy_(source.get_buffer(name))
+    return twin
+
+
+def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:  # pyright: ignore[reportPrivateUsage]
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # pyright: ignore[reportPrivateUsage]
 
 
 @contextmanager
