@@ -160,7 +160,7 @@ def compare(reference: list[Tensor], own: list[Tensor], tolerance: float) -> Ver
 def amplification(model: nn.Module, inputs: ExampleInputs, forward_fn: ForwardFn | None = None) -> float:
     """How many times larger a relative change by one rounding step of float64 is in the outputs than it was in ``inputs``.
 
-    Well-conditioned networks stay below a hundred; where it reaches 1e4, sums in another order may differ by more than `TOLERANCE`.
+    Well-conditioned networks stay below a hundred; from 1e4 on, another order of summation may cost more than `TOLERANCE`.
     nan where the outputs aren't finite, or the network doesn't run in float64.
     """
     generator = torch.Generator().manual_seed(0)
