@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prunus import Budget, ChannelGraph, ChannelGroup, Cost, GroupMember, InvalidBudget, ParameterAxis, Scores, UnknownName
-from prunus.budgets import TARGETS
+from prunus.budgets import TARGETS, parse_limits
 from prunus.types import PruningPlan, call_model, first_tensor
 
 COST = Cost(macs=1000, parameters=100, activation_bytes=64)
@@ -223,3 +223,18 @@ def test_first_tensor() -> None:
     tensor = torch.ones(2)
     assert first_tensor({"x": [3, (tensor, torch.zeros(1))]}) is tensor
     assert first_tensor([1, "a", None]) is None
+
+
+@pytest.mark.parametrize("limit", [1.0, -0.1, 0, -3, True, "0.3", None, float("nan")])
+def test_limits_that_are_neither_share_nor_number(limit: Any) -> None:
+    with pytest.raises(InvalidBudget, match=r"limit 'layer1\.\*': .* is neither the largest share removed there"):
+        Budget(macs=0.5, limits={"layer1.*": limit})
+
+
+def test_limits_on_the_command_line() -> None:
+    assert parse_limits(["layer1.*=0.3", " conv1 = 16", "a=b=0.0"]) == {"layer1.*": 0.3, "conv1": 16, "a=b": 0.0}
+    for text in ("layer1.*", "=0.3", "layer1.*=", "layer1.*=much"):
+        with pytest.raises(InvalidBudget, match="can't read limit .*: write GLOB=SHARE"):
+            parse_limits([text])
+    with pytest.raises(InvalidBudget, match="'a' is given twice"):
+        parse_limits(["a=0.1", "a=3"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 from prunus.errors import InvalidBudget
@@ -20,6 +21,7 @@ _UNITS = {
 TARGETS = tuple(_UNITS)
 RUNTIMES = ("eager", "compile", "onnxruntime")
 Amount: TypeAlias = "float | int | str"
+Limits: TypeAlias = "Mapping[str, float | int]"
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,12 @@ class Budget:
     A float in (0, 1] is the fraction that is kept; an int, or a string with a unit (``"120M"``, ``"1.5MB"``, ``"8ms"``), is
     absolute. ``min_channels`` and ``max_pruning_ratio`` (share removed) keep every group alive, but that with ``min_channels=0``
     a residual or parallel branch may go as a whole (`ChannelGraph.emptiable`); ``multiple_of`` asks for layer
-    widths the runtime likes. ``tolerance``: how far below a target the plan may stay before it is `BudgetNotMet`.
+    widths the runtime likes. ``limits`` are for single groups: a glob of group or layer names (or ``group:NAME``) and the largest
+    share that is removed there (a float in [0, 1); 0.0: nothing), or the fewest channels that stay there (an int); all that fit a
+    group hold, beside those for every group. ``tolerance``: how far below a target the plan may stay before it is `BudgetNotMet`.
 
     Raises:
-        InvalidBudget: no target, zero, negative, a float above one, an unknown unit.
+        InvalidBudget: no target, zero, negative, a float above one, an unknown unit, a limit that is neither share nor number.
     """
 
     macs: Amount | None = None
@@ -46,6 +50,7 @@ class Budget:
     multiple_of: int = 1
     max_pruning_ratio: float = 0.95
     tolerance: float = 0.01
+    limits: Limits = field(default_factory=dict[str, float | int], hash=False)
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -58,6 +63,8 @@ class Budget:
             raise InvalidBudget("min_channels must be at least 0 and multiple_of at least 1")
         if not 0 < self.max_pruning_ratio <= 1 or not 0 <= self.tolerance < 1:
             raise InvalidBudget("max_pruning_ratio must be in (0, 1] and tolerance in [0, 1)")
+        for glob, limit in self.limits.items():
+            _check_limit(glob, limit)
 
     @property
     def targets(self) -> dict[str, Amount]:
@@ -99,6 +106,36 @@ class Budget:
             except ValueError:
                 amounts[name] = raw
         return cls(**amounts, **limits)  # pyright: ignore[reportArgumentType]
+
+
+def parse_limits(texts: Iterable[str]) -> dict[str, float | int]:
+    """Read ``layer1.*=0.3`` (at most 30 % go) and ``conv1=16`` (at least 16 channels stay), the command line's form."""
+    limits: dict[str, float | int] = {}
+    for text in texts:
+        glob, _, raw = (part.strip() for part in text.rpartition("="))
+        try:
+            limit = int(raw) if re.fullmatch(r"\d+", raw) else float(raw)
+        except ValueError:
+            limit = None
+        if not glob or limit is None:
+            raise InvalidBudget(
+                f"can't read limit {text!r}: write GLOB=SHARE for the largest share removed there, e.g. 'layer1.*=0.3', or "
+                "GLOB=CHANNELS for the fewest that stay, e.g. 'conv1=16'"
+            )
+        if glob in limits:
+            raise InvalidBudget(f"can't read limits: {glob!r} is given twice")
+        limits[glob] = limit
+    return limits
+
+
+def _check_limit(glob: str, limit: Any) -> None:
+    share = isinstance(limit, float) and 0 <= limit < 1
+    number = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1
+    if not share and not number:
+        raise InvalidBudget(
+            f"limit {glob!r}: {limit!r} is neither the largest share removed there (a float in [0, 1): 0.3) nor the fewest "
+            "channels that stay there (an int from 1 up)"
+        )
 
 
 def _example(target: str) -> str:

@@ -110,7 +110,7 @@ class PruneConfig(_Section):
 
     budget: dict[str, float | int | str] = Field(
         default_factory=lambda: {"macs": 0.5},
-        description="macs, parameters, channels, activation_bytes: a float in (0, 1] is the kept fraction, else absolute",
+        description="macs, parameters, channels, activation_bytes, file_size: a float in (0, 1] is the kept fraction, else absolute",
     )
     criterion: str = Field("taylor", description="a name that `prunus criteria` lists")
     criterion_options: dict[str, Any] = Field(default_factory=dict, description="options of the criterion")
@@ -142,6 +142,11 @@ class PruneConfig(_Section):
     min_channels: int = Field(1, ge=0, description="channels that every group keeps at least; 0: a whole branch may go")
     multiple_of: int = Field(1, ge=1, description="layer widths are multiples of this")
     max_pruning_ratio: float = Field(0.95, gt=0, le=1, description="largest share that any group loses")
+    limits: dict[str, float | int] = Field(
+        default_factory=dict,
+        description="of single groups, by glob: a float is the largest share removed there, an integer the fewest channels that "
+        'stay, e.g. { "layer1.*" = 0.3, conv1 = 16 }',
+    )
     tolerance: float = Field(0.01, ge=0, lt=1, description="how far below the budget the plan may stay, as a share of it")
     batches: int = Field(8, ge=1, description="training batches that a data-driven criterion sees")
     augment: bool = Field(
@@ -163,7 +168,7 @@ class PruneConfig(_Section):
 
     def to_budget(self) -> Budget:
         """The `prunus.Budget` of this section."""
-        limits = self.model_dump(include={"min_channels", "multiple_of", "max_pruning_ratio", "tolerance"})
+        limits = self.model_dump(include={"min_channels", "multiple_of", "max_pruning_ratio", "tolerance", "limits"})
         return Budget(**cast("dict[str, Any]", self.budget), **limits)
 
     @field_validator("budget", mode="before")

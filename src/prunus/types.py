@@ -152,12 +152,14 @@ class NormAffine:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one input at batch 1: multiply-adds, parameter count, peak bytes of live activations, measured milliseconds."""
+    """Cost of one input at batch 1: multiply-adds, parameter count, peak bytes of live activations, measured milliseconds; and
+    the bytes that the file of `prunus.save` has at most (0: not told)."""
 
     macs: int
     parameters: int
     activation_bytes: int
     latency_ms: float | None = None
+    file_size: int = 0
 
 
 Terms: TypeAlias = "dict[tuple[str, ...], float]"
@@ -173,7 +175,7 @@ class CostModel(Protocol):
         ...
 
     def terms(self, target: str) -> list[Terms]:
-        """``macs``, ``parameters`` or ``activation_bytes`` written out as sums of products.
+        """``macs``, ``parameters``, ``activation_bytes`` or ``file_size`` written out as sums of products.
 
         The cost is the largest of the returned sums (one for every moment of the activations). A sum maps group names, sorted,
         with a group as often as its channels are multiplied, to the factor of that product; ``()`` is the constant.

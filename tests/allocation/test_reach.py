@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import prunus
-from prunus import Budget, BudgetNotMet, InvalidBudget, NothingPruned
+from prunus import Budget, BudgetNotMet, InvalidBudget, NothingPruned, UnknownName
 from prunus.allocation import Reach, check_reach
 from small_nets import build, images
 
@@ -45,3 +45,15 @@ def test_what_can_not_be_told() -> None:
         prunus.reach(graph, Budget(latency=0.5))
     with pytest.raises(NothingPruned, match="all 4 groups are frozen, so nothing can be pruned"):
         check_reach(prunus.trace(build("Plain"), images(), keep="*"), Budget(macs=0.5))
+
+
+def test_limits_of_single_groups_are_part_of_the_smallest_network() -> None:
+    """The net of above, of whose second layer at most a quarter goes: 6 channels, and 2 of the first: 6 + 12 + 12 MACs."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    graph = prunus.trace(net, torch.randn(1, 3, 1, 1))
+    (row,) = prunus.reach(graph, Budget(macs=0.5, max_pruning_ratio=0.5, limits={"2": 0.25}))
+    assert row == Reach("macs", 30, 30, 60)
+    (row,) = prunus.reach(graph, Budget(channels=0.5, limits={"*": 3, "group:2": 5, "2": 0.9}))
+    assert row.smallest == 3 + 5
+    with pytest.raises(UnknownName, match="unknown group or layer in limits '3'"):
+        prunus.reach(graph, Budget(macs=0.5, limits={"3": 0.25}))

@@ -95,7 +95,7 @@ def test_groups_that_are_not_named_stay_whole() -> None:
 def test_many_plans_at_once() -> None:
     kept = np.array([[3.0, 2.0], [1.0, 1.0], [0.0, 2.0]])
     costs = model().costs(["b", "a"], kept)
-    assert sorted(costs) == ["activation_bytes", "macs", "parameters"]
+    assert sorted(costs) == ["activation_bytes", "file_size", "macs", "parameters"]
     assert costs["macs"].tolist() == [129, 23, 0]
     assert costs["parameters"].tolist() == [17, 7, 5]
     assert costs["activation_bytes"].tolist() == [100, 100, 100]

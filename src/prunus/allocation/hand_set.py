@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
 
 from prunus.allocation.ranking import levels_at, lowest_first, proportional
-from prunus.allocation.widths import GroupWidths, Widths
+from prunus.allocation.widths import GroupWidths, Widths, fits
 from prunus.errors import BudgetNotMet, InvalidBudget, UnknownName
-from prunus.types import Budget, ChannelGraph, ChannelGroup, PruningPlan, Scores
+from prunus.types import Budget, ChannelGraph, PruningPlan, Scores
 
 Floats = npt.NDArray[np.float64]
 ALL: Mapping[str, float] = {"*": 1.0}
@@ -86,14 +85,9 @@ def _of_matching(
     for glob, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidBudget(f"{what}: {glob!r} must have a number above zero, not {number!r}: leave out what stays whole")
-        if not any(_fits(glob, group) for group in graph.groups):
+        if not any(fits(glob, group) for group in graph.groups):
             raise UnknownName.among(f"group or layer in {what}", glob, [group.name for group in graph.groups])
-    found = {g.name: next((n for glob, n in numbers.items() if _fits(glob, g)), None) for g in graph.prunable}
+    found = {g.name: next((n for glob, n in numbers.items() if fits(glob, g)), None) for g in graph.prunable}
     chosen = {name: float(number) for name, number in found.items() if number is not None}
     by_group = {name: values for name, values in scores.by_group.items() if name in chosen}
     return Widths(graph, replace(scores, by_group=by_group), budget), chosen
-
-
-def _fits(glob: str, group: ChannelGroup) -> bool:
-    layers = {member.parameter_axis.parameter.rpartition(".")[0] for member in group.with_role("writes")}
-    return any(fnmatchcase(name, glob) for name in (group.name, *layers))

@@ -71,10 +71,13 @@ def _per_cost(steps: Floats, price: float) -> Floats:
 def _prices(widths: Widths) -> Floats:
     """What one channel of every group costs, as a share of the limit that is exceeded most: (groups,)."""
     groups = len(widths.groups)
-    rooms = widths.rooms(np.concatenate([np.zeros((1, groups), dtype=np.int64), np.eye(groups, dtype=np.int64)]))
-    tightest = int(rooms[0].argmin())
-    freed = rooms[1:, tightest] - rooms[0, tightest]
-    return freed / np.array([group.levels[0] - group.levels[1] for group in widths.groups])
+    tightest = int(widths.rooms(np.zeros((1, groups), dtype=np.int64))[0].argmin())
+    # A file tells of a group's surgery as soon as it loses a channel: its price is that of the channels after the first.
+    first = int(list(widths.limits)[tightest] == "file_size")
+    starts = np.array([first if len(group.levels) > 2 else 0 for group in widths.groups])
+    before, after = (widths.rooms(np.eye(groups, dtype=np.int64) * step)[:, tightest] for step in (starts, starts + 1))
+    levels = [(group.levels[start], group.levels[start + 1]) for group, start in zip(widths.groups, starts, strict=True)]
+    return (after - before) / np.array([wider - narrower for wider, narrower in levels])
 
 
 def lowest_first(widths: Widths, by_group: Sequence[Floats], name: str) -> PruningPlan:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prunus.allocation.widths import Widths, allowed_widths, check_closed_form
+from prunus.allocation.widths import Widths, allowed_widths, check_closed_form, check_limits
 from prunus.errors import NothingPruned
 from prunus.types import Budget, ChannelGraph, Scores
 
@@ -30,9 +30,11 @@ def reach(graph: ChannelGraph, budget: Budget) -> tuple[Reach, ...]:
     """A row for every target of ``budget``; the smallest network is the same for all of them: every group at its floor.
 
     Raises:
-        InvalidBudget: a target that has no closed form (latency, file size).
+        InvalidBudget: a target that has no closed form (latency).
+        UnknownName: a limit that fits no group.
     """
     check_closed_form(budget)
+    check_limits(graph, budget)
     ones = {group.name: torch.ones(group.num_channels) for group in graph.prunable}
     widths = {g.name: allowed_widths(g, ones[g.name], budget, g.name in graph.emptiable).levels for g in graph.prunable}
     floors = {name: levels[-1] for name, levels in widths.items()}

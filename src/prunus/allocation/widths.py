@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prunus.errors import BudgetNotMet, InvalidBudget, NothingPruned
+from prunus.errors import BudgetNotMet, InvalidBudget, NothingPruned, UnknownName
 from prunus.types import Budget, ChannelGraph, ChannelGroup, PruningPlan, Scores, Terms
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-_NOT_CLOSED_FORM = {"latency": "a measured latency model", "file_size": "a measured file"}
+_NOT_CLOSED_FORM = {"latency": "a measured latency model"}
+
+EXACTLY = "group:"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +44,9 @@ class Widths:
 
     def __init__(self, graph: ChannelGraph, scores: Scores, budget: Budget) -> None:
         """Raises `NothingPruned` if no group may change or the network already meets the budget, `InvalidBudget` for a target
-        that has no closed form."""
+        that has no closed form, `UnknownName` for a limit that fits no group."""
         check_closed_form(budget)
+        check_limits(graph, budget)
         self.graph, self.budget, self._scored = graph, budget, set(scores.by_group)
         self.groups = [
             allowed_widths(g, scores.by_group[g.name], budget, g.name in graph.emptiable)
@@ -105,7 +109,8 @@ class Widths:
             f"the budget {self._wish(target)} can't be reached: the smallest allowed network has "
             f"{amounts[target]:,.0f} {target} ({amounts[target] / self.full[target]:.1%} of {self.full[target]:,.0f}). "
             f"Most of it is held by {self._blockers(levels, target)}. "
-            "Allow more, lower min_channels or multiple_of, raise max_pruning_ratio, or unfreeze groups",
+            "Allow more, lower min_channels or multiple_of, raise max_pruning_ratio, or unfreeze groups"
+            + (" or loosen their limits" if self.budget.limits else ""),
             self.plan(levels, "smallest"),
         )
 
@@ -182,13 +187,36 @@ def check_closed_form(budget: Budget) -> None:
             )
 
 
+def fits(glob: str, group: ChannelGroup) -> bool:
+    """Whether a glob fits the name of a group, or of a layer that writes it; ``group:NAME`` is the group of just that name."""
+    if glob.startswith(EXACTLY):
+        return group.name == glob.removeprefix(EXACTLY)
+    layers = {member.parameter_axis.parameter.rpartition(".")[0] for member in group.with_role("writes")}
+    return any(fnmatchcase(name, glob) for name in (group.name, *layers))
+
+
+def check_limits(graph: ChannelGraph, budget: Budget) -> None:
+    """Raise `UnknownName` for a limit of the budget that fits no group."""
+    for glob in budget.limits:
+        if not any(fits(glob, group) for group in graph.groups):
+            raise UnknownName.among("group or layer in limits", glob, [group.name for group in graph.groups])
+
+
+def floor_of(group: ChannelGroup, budget: Budget) -> int:
+    """The fewest channels that a group keeps, unless it goes as a whole: shares removed are rounded down to whole channels."""
+    own = [limit for glob, limit in budget.limits.items() if fits(glob, group)]
+    shares = [budget.max_pruning_ratio, *(limit for limit in own if isinstance(limit, float))]
+    numbers = [1, budget.min_channels, *(limit for limit in own if not isinstance(limit, float))]
+    return max(*numbers, *(math.ceil(group.num_channels * (1 - share) - 1e-9) for share in shares))
+
+
 def allowed_widths(group: ChannelGroup, scores: Tensor, budget: Budget, may_go: bool) -> GroupWidths:
     """The widths that the budget's limits allow a group; ``may_go``: it can be emptied."""
     n, factor = group.num_channels, group.width_factor
-    floor = max(1, budget.min_channels, math.ceil(n * (1 - budget.max_pruning_ratio) - 1e-9))
+    floor = floor_of(group, budget)
     levels = [n] + [c for c in range(n - 1, min(floor, n) - 1, -1) if (c * factor) % budget.multiple_of == 0]
     order = torch.argsort(scores.double(), descending=True, stable=True)
-    if may_go and budget.min_channels == 0:
+    if may_go and budget.min_channels == 0 and not any(fits(glob, group) for glob in budget.limits):
         levels.append(0)
     return GroupWidths(group, levels, order, scores.double()[order])
 

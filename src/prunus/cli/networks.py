@@ -14,6 +14,7 @@ from rich.table import Table
 
 from prunus import CRITERIA, Budget, ChannelGraph, load, prune, reach, save, trace
 from prunus.allocation import check_reach
+from prunus.budgets import parse_limits
 from prunus.cli.app import app, console
 from prunus.cli.given import (
     Arguments,
@@ -86,6 +87,10 @@ def prune_command(
     min_channels: Annotated[int, typer.Option(help="channels that every group keeps at least; 0: a whole branch may go")] = 1,
     multiple_of: Annotated[int, typer.Option(help="layer widths are multiples of this")] = 1,
     max_pruning_ratio: Annotated[float, typer.Option(help="largest share that any group loses")] = 0.95,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="layer1.*=0.3: at most that share goes there; conv1=16: so many channels stay; may be repeated"),
+    ] = None,
     tolerance: Annotated[float, typer.Option(help="how far below the budget the plan may stay")] = 0.01,
     dry_run: Annotated[bool, typer.Option(help="only show how far the budget can go")] = False,
     onnx: Annotated[Path | None, typer.Option(help="also write the small network as ONNX, checked against onnxruntime")] = None,
@@ -98,6 +103,7 @@ def prune_command(
         "multiple_of": multiple_of,
         "max_pruning_ratio": max_pruning_ratio,
         "tolerance": tolerance,
+        "limits": parse_limits(limit or ()),
     }
     wanted = Budget.parse(budget, **limits)
     if data is not None and input_shape is not None:

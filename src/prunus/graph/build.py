@@ -15,7 +15,8 @@ from torch import nn
 
 from prunus.graph.balance import balance
 from prunus.graph.branches import EMPTIABLE, emptiable
-from prunus.graph.cost import ClosedFormCost, WidthTable
+from prunus.graph.cost import ClosedFormCost, StoredFile, WidthTable
+from prunus.graph.file_size import stored_file
 from prunus.graph.held import Held
 from prunus.graph.labels import LabelSpace, LabelVector, named_tensors, resolve
 from prunus.graph.tracer import Tracer
@@ -73,9 +74,11 @@ def build_graph(
     for tracer in tracers[1:]:
         unsupported |= tracer.unsupported
     norms = tuple(dict.fromkeys(NormAffine(*n) for t in tracers for n in t.norms))
-    cost = _cost(model, space, tracers[0], resolved, groups, batch)
     layers, held = _layers(tracers[0], resolved), _held(tracers, resolved, groups)
     indices = _indices(tracers, resolved)
+    widths = WidthTable(resolved.group, resolved.sizes)
+    stored = stored_file(model, space, widths, held, indices)
+    cost = _cost(model, space, tracers[0], widths, stored, groups, batch)
     may = emptiable(
         tracers, resolved.group, [i for i, g in enumerate(groups) if g.frozen_because is None and _removable(model, g)]
     )
@@ -253,9 +256,14 @@ def _indices(tracers: list[Tracer], resolved: _Resolved) -> tuple[HeldIndex, ...
 
 
 def _cost(
-    model: nn.Module, space: LabelSpace, tracer: Tracer, resolved: _Resolved, groups: list[ChannelGroup], batch: int
+    model: nn.Module,
+    space: LabelSpace,
+    tracer: Tracer,
+    widths: WidthTable,
+    stored: StoredFile,
+    groups: list[ChannelGroup],
+    batch: int,
 ) -> ClosedFormCost:
-    widths = WidthTable(resolved.group, resolved.sizes)
     layers = [(call.factor / batch, [widths.row(w) for w in (call.reads, call.writes, *call.others)]) for call in tracer.layers]
     parameters: list[tuple[float, list[int]]] = []
     for parameter in model.parameters():
@@ -266,4 +274,4 @@ def _cost(
         parameters.append((fixed, [widths.row(labels) for labels in axes.values()]))
     live = tracer.activations
     storages = [(fixed / batch, [widths.row(v) for v in vectors]) for fixed, vectors in live.storages]
-    return ClosedFormCost({g.name: g.num_channels for g in groups}, widths, layers, parameters, storages, live.live_at)
+    return ClosedFormCost({g.name: g.num_channels for g in groups}, widths, layers, parameters, storages, live.live_at, stored)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,19 @@ def product_table(entries: list[tuple[float, list[int]]]) -> tuple[Floats, npt.N
     return np.array([f for f, _ in entries]), table
 
 
+@dataclass(frozen=True)
+class StoredFile:
+    """``tensors``: bytes as products of widths; ``fixed``: bytes of the header that no plan changes; ``slices``: width row, fixed
+    bytes and bytes per entry of what the record says of an axis that got narrower."""
+
+    tensors: list[tuple[float, list[int]]]
+    fixed: float
+    slices: list[tuple[int, float, float]]
+
+
+NO_FILE = StoredFile([], 0.0, [])
+
+
 class ClosedFormCost:
     """Cost of a plan from the number of channels kept in each group, in microseconds and without a second trace."""
 
@@ -75,6 +89,7 @@ class ClosedFormCost:
         parameters: list[tuple[float, list[int]]],
         storages: list[tuple[float, list[int]]],
         live_at: list[list[int]],
+        stored: StoredFile = NO_FILE,
     ) -> None:
         self._names = list(groups)
         self._index = {name: i for i, name in enumerate(groups)}
@@ -84,6 +99,10 @@ class ClosedFormCost:
         self._layers, self._parameters, self._storages = map(product_table, (layers, parameters, storages))
         rows = np.repeat(np.arange(len(live_at)), [len(live) for live in live_at])
         columns = np.array([i for live in live_at for i in live], dtype=np.int64)
+        self._tensors, self._header = product_table(stored.tensors), stored.fixed
+        self._slices = np.array([row for row, _, _ in stored.slices], dtype=np.int64)
+        self._slice_bytes = np.array([[fixed, each] for _, fixed, each in stored.slices]).reshape(-1, 2)
+        self._full_slices = (self._constant + self._coefficients @ self.full)[self._slices]
         self._live = csr_matrix((np.ones(len(columns)), (rows, columns)), shape=(len(live_at), len(storages)))
 
     def cost(self, kept: Mapping[str, int]) -> Cost:
@@ -92,7 +111,7 @@ class ClosedFormCost:
         return Cost(**{name: round(float(values[0])) for name, values in costs.items()})
 
     def costs(self, names: Sequence[str], kept: Floats) -> dict[str, Floats]:
-        """Costs of many plans at once: ``kept`` (plans, names) channels -> macs, parameters, activation_bytes, each (plans,)."""
+        """Costs of many plans at once: ``kept`` (plans, names) channels -> macs, parameters, activation_bytes, file_size, each (plans,)."""
         counts = np.repeat(self.full[:, None], len(kept), axis=1)
         counts[[self._index[name] for name in names]] = kept.T
         widths = self._constant[:, None] + self._coefficients @ counts
@@ -109,10 +128,27 @@ class ClosedFormCost:
             "macs": products(self._layers).sum(axis=0),
             "parameters": products(self._parameters).sum(axis=0),
             "activation_bytes": live.max(axis=0) if len(live) else np.zeros(len(kept)),
+            "file_size": products(self._tensors).sum(axis=0) + self._header + self._record_bytes(widths),
         }
 
+    def _record_bytes(self, widths: Floats) -> Floats:
+        """What the record of surgery says of every axis that got narrower: widths (rows, plans) -> (plans,)."""
+        left = widths[self._slices]
+        told = self._slice_bytes[:, :1] + self._slice_bytes[:, 1:] * left
+        return np.where(left < self._full_slices[:, None] - 0.5, told, 0.0).sum(axis=0)
+
     def terms(self, target: str) -> list[Terms]:
-        """The cost written out: products of the groups' channels and their factors; see `CostModel.terms`."""
+        """The cost written out: products of the groups' channels and their factors; see `CostModel.terms`.
+
+        The file's size is written as if every axis got narrower, so that it's never below that of a plan.
+        """
+        if target == "file_size":
+            factors, rows = product_table(
+                [(each, [row]) for row, each in zip(self._slices, self._slice_bytes[:, 1], strict=True)]
+            )
+            found = self._expanded(*self._tensors), self._expanded(factors, rows)
+            constant = {(): self._header + float(self._slice_bytes[:, 0].sum())}
+            return [dict(sum((Counter(terms) for terms in (*found, constant)), Counter()))]
         if target != "activation_bytes":
             factors, rows = {"macs": self._layers, "parameters": self._parameters}[target]
             return [self._expanded(factors, rows)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from prunus.allocation import allocate, resolve_allocator
+from prunus.allocation.widths import EXACTLY, fits, floor_of
 from prunus.budgets import Amount, Budget
 from prunus.config import PruneConfig
 from prunus.importance import kept
@@ -23,25 +24,28 @@ class Round:
     allocator: Allocator
 
 
-def plan_round(settings: PruneConfig, full: ChannelGraph, number: int) -> Round:
-    """Round ``number``, from 1. The recipe's budget is a share of the network before the first round, ``full``.
+def plan_round(settings: PruneConfig, full: ChannelGraph, number: int, carried: int = 0) -> Round:
+    """Round ``number``, from 1. The recipe's budget is a share of the network before the first round, ``full``, and so are the
+    largest shares that groups may lose. ``carried``: bytes of the record of earlier rounds, which the file holds as well.
 
     With a number of rounds, costs go down at the recipe's ``pace``. With ``channels_per_round`` (the global removal of a fixed
     count of Molchanov 2016 and 2019) every round removes so many channels, or fewer once the budget can be met.
     """
     allocator = resolve_allocator(settings.allocator, settings.allocator_options)
     if settings.channels_per_round is not None:
-        return Round(absolute(settings.to_budget(), full), ChannelsPerRound(allocator, settings.channels_per_round))
-    return Round(absolute(settings.to_budget(), full, number / settings.rounds, settings.pace), allocator)
+        return Round(
+            absolute(settings.to_budget(), full, carried=carried), ChannelsPerRound(allocator, settings.channels_per_round)
+        )
+    return Round(absolute(settings.to_budget(), full, number / settings.rounds, settings.pace, carried), allocator)
 
 
-def meets(settings: PruneConfig, full: ChannelGraph, cost: Cost, channels: int) -> bool:
+def meets(settings: PruneConfig, full: ChannelGraph, cost: Cost, channels: int, carried: int = 0) -> bool:
     """Whether a network that costs so much and has so many prunable channels left needs no further round."""
-    final, costs = absolute(settings.to_budget(), full), {**asdict(cost), "channels": channels}
+    final, costs = absolute(settings.to_budget(), full, carried=carried), {**asdict(cost), "channels": channels}
     return all(costs[target] <= final.limit(target, 0) for target in final.targets)
 
 
-def absolute(budget: Budget, full: ChannelGraph, progress: float = 1.0, pace: str = "geometric") -> Budget:
+def absolute(budget: Budget, full: ChannelGraph, progress: float = 1.0, pace: str = "geometric", carried: int = 0) -> Budget:
     """``budget`` in absolute amounts, ``progress`` (in (0, 1]) of the way there from the full network's costs.
 
     With F the full cost, B the budget's and t the progress: F (B / F)^t (geometric), F - (F - B) t (linear), or
@@ -56,8 +60,16 @@ def absolute(budget: Budget, full: ChannelGraph, progress: float = 1.0, pace: st
             amount = whole * (final / whole) ** progress
         else:
             amount = whole - (whole - final) * (progress if pace == "linear" else 1 - (1 - progress) ** 3)
-        amounts[target] = max(1, int(amount + 1e-6))
-    return replace(budget, **amounts)
+        amounts[target] = max(1, int(amount + 1e-6) - (carried if target == "file_size" else 0))
+    return replace(budget, limits=_floors(budget, full), **amounts)
+
+
+def _floors(budget: Budget, full: ChannelGraph) -> dict[str, float | int]:
+    """The fewest channels of every group of the full network: a share of it, not of what an earlier round left. A branch that
+    may go as a whole has none."""
+    may_go = full.emptiable if budget.min_channels == 0 else frozenset[str]()
+    held = {group.name for group in full.prunable if any(fits(glob, group) for glob in budget.limits)}
+    return {f"{EXACTLY}{g.name}": floor_of(g, budget) for g in full.prunable if g.name not in may_go or g.name in held}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -172,7 +173,8 @@ class _Run:
 
     def _prune(self, model: nn.Module, record: SurgeryRecord, number: int) -> Left:
         settings = self.recipe.prune
-        asked = plan_round(settings, self.full, number)
+        carried = len(json.dumps(record.to_json())) if number > 1 else 0
+        asked = plan_round(settings, self.full, number, carried)
         before = self.results.get(f"round-{number - 1}-prune", {}).get("scores")
         result = prune(
             model,
@@ -194,7 +196,7 @@ class _Run:
         found = _describe(result)
         if settings.momentum:
             found["scores"] = remembered(result.scores, result.plan)
-        found["last"] = last = meets(settings, self.full, result.after, found["channels"]["after"])
+        found["last"] = last = meets(settings, self.full, result.after, found["channels"]["after"], carried)
         if last:
             found["evaluation"] = self.trainer.evaluate(result.model, self._titled(number, "after pruning"))
         return result.model, record.compose(result.record), found
