@@ -234,7 +234,7 @@ def test_limits_that_are_neither_share_nor_number(limit: Any) -> None:
 def test_limits_on_the_command_line() -> None:
     assert parse_limits(["layer1.*=0.3", " conv1 = 16", "a=b=0.0"]) == {"layer1.*": 0.3, "conv1": 16, "a=b": 0.0}
     for text in ("layer1.*", "=0.3", "layer1.*=", "layer1.*=much"):
-        with pytest.raises(InvalidBudget, match="can't read limit .*: write GLOB=SHARE"):
+        with pytest.raises(InvalidBudget, match=r"can't read limit .*: write GLOB=SHARE"):
             parse_limits([text])
     with pytest.raises(InvalidBudget, match="'a' is given twice"):
         parse_limits(["a=0.1", "a=3"])

@@ -110,7 +110,8 @@ class PruneConfig(_Section):
 
     budget: dict[str, float | int | str] = Field(
         default_factory=lambda: {"macs": 0.5},
-        description="macs, parameters, channels, activation_bytes, file_size: a float in (0, 1] is the kept fraction, else absolute",
+        description="macs, parameters, channels, activation_bytes, file_size: a float in (0, 1] is the kept fraction, "
+        "else absolute",
     )
     criterion: str = Field("taylor", description="a name that `prunus criteria` lists")
     criterion_options: dict[str, Any] = Field(default_factory=dict, description="options of the criterion")

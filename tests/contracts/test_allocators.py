@@ -231,7 +231,7 @@ def test_multiple_of_counts_positions_not_channels(cases: dict[str, Case], alloc
 @every_allocator
 def test_limits_of_single_groups_hold(cases: dict[str, Case], allocator: str) -> None:
     """Of 32 channels at most 30 % go: ceil(22.4) = 23 stay; and of 16 at least 15."""
-    model, graph, scores = cases["Plain"]
+    _, graph, scores = cases["Plain"]
     limits: dict[str, float | int] = {"two*": 0.3, "one.0": 15}
     plan = prunus.allocate(graph, scores, Budget(macs=0.5, limits=limits), allocator)
     check(cases["Plain"], plan, Budget(macs=0.5))

@@ -57,8 +57,8 @@ def test_a_scan_of_the_unpruned_network_serves_one_round(rounds: dict[str, int])
 
 
 def test_shares_of_groups_are_of_the_network_before_the_first_round() -> None:
-    """Half of 32 channels stay in all rounds together; of all groups a tenth, of 16 at least 2. A later round has less room in its
-    file: the record of the earlier ones is in it, too."""
+    """Half of 32 channels stay in all rounds together; of all groups a tenth, of 16 at least 2. A later round has less room in
+    its file: the record of the earlier ones is in it, too."""
     graph = prunus.trace(build("Plain"), images())
     settings = PruneConfig(budget={"file_size": 30_000}, rounds=2, limits={"two*": 0.5, "three.0": 7}, max_pruning_ratio=0.9)  # type: ignore[arg-type]
     asked = plan_round(settings, graph, 2, carried=1200).budget

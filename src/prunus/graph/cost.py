@@ -111,7 +111,7 @@ class ClosedFormCost:
         return Cost(**{name: round(float(values[0])) for name, values in costs.items()})
 
     def costs(self, names: Sequence[str], kept: Floats) -> dict[str, Floats]:
-        """Costs of many plans at once: ``kept`` (plans, names) channels -> macs, parameters, activation_bytes, file_size, each (plans,)."""
+        """Costs (plans,) of many plans at once: macs, parameters, activation_bytes and file_size; ``kept``: channels (plans, names)."""
         counts = np.repeat(self.full[:, None], len(kept), axis=1)
         counts[[self._index[name] for name in names]] = kept.T
         widths = self._constant[:, None] + self._coefficients @ counts
