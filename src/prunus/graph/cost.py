@@ -111,7 +111,7 @@ class ClosedFormCost:
         return Cost(**{name: round(float(values[0])) for name, values in costs.items()})
 
     def costs(self, names: Sequence[str], kept: Floats) -> dict[str, Floats]:
-        """Costs (plans,) of many plans at once: macs, parameters, activation_bytes and file_size; ``kept``: channels (plans, names)."""
+        """Costs (plans,) of many plans at once, by the names of the fields of `Cost`; ``kept``: channels (plans, names)."""
         counts = np.repeat(self.full[:, None], len(kept), axis=1)
         counts[[self._index[name] for name in names]] = kept.T
         widths = self._constant[:, None] + self._coefficients @ counts
