@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from prunus.config import OptimizerConfig
 from prunus.errors import TrainingError
 from prunus.training import evaluate, train
+from prunus.training_hooks import SparsityProgress
 
 SGD = OptimizerConfig(epochs=2, lr=0.1, warmup_epochs=0)
 
@@ -205,6 +206,21 @@ class Recorder:
     def __init__(self, parameter):
         self.parameter, self.calls = parameter, []
 
+    def parameter_options(self):
+        return {}
+
+    def begin(self, steps, steps_per_epoch):
+        self.calls.append(f"begin {steps} {steps_per_epoch}")
+
+    def before_step(self, step, lr):
+        self.calls.append(f"step {step} at {lr:g}")
+
+    def end_epoch(self, loss):
+        self.calls.append("end of epoch")
+
+    def progress(self):
+        return SparsityProgress(7, {"0": 1}, {"0": torch.tensor([0.0, 1.0])})
+
     def penalty(self):
         self.calls.append("penalty")
         return 3.0 * self.parameter.square().sum()
@@ -232,7 +248,9 @@ def test_sparsity_hooks_are_called_in_order_and_the_penalty_is_part_of_the_loss(
     log = train(model, [batch], settings, seed=0, method=method)
     loss = nn.functional.cross_entropy(hand(batch[0]), batch[1]) + 3.0 * hand.weight.square().sum()
     loss.backward()
-    assert method.calls == ["penalty", "after_backward", "after_step"]
+    assert method.calls == ["begin 1 1", "step 0 at 0.1", "penalty", "after_backward", "after_step", "end of epoch"]
+    assert log.epochs[0].sparsity["macs"] == 7 and log.epochs[0].sparsity["widths"] == {"0": 1}
+    assert [log.epochs[0].sparsity["histogram"]["counts"][i] for i in (0, 1, -1)] == [1, 0, 1]
     assert log.epochs[0].loss == pytest.approx(loss.item(), rel=1e-6)
     torch.testing.assert_close(model.weight[1:], (hand.weight - 0.1 * hand.weight.grad)[1:])
     assert model.weight[0].abs().max() == 0
@@ -245,7 +263,7 @@ def test_sparsity_state_is_in_the_checkpoint(network, loader, tmp_path):
     resumed = network()
     method = Recorder(resumed[0].weight)
     train(resumed, loader, SGD, seed=0, method=method, checkpoint=path, resume=True)
-    assert len(method.calls) == 36
+    assert len(method.calls) == 1 + 12 * 4 + 2  # of the whole run, once: it was over
     with pytest.raises(TrainingError, match='sparsity_method was "Recorder", is null'):
         train(network(), loader, SGD, seed=0, checkpoint=path, resume=True)
 

@@ -37,6 +37,8 @@ class EpochLog:
     penalty), ``lr`` the rate of the epoch's last step, ``seconds`` the wall time of its steps, ``images_per_second`` over all
     processes, ``accuracy`` in 0..1 on the evaluation data, or None where there are none. ``sparse_gradients``: zeros in the
     activation gradients and the multiply-adds they could save, see `SparseGradients.report`, or None where that is off.
+    ``sparsity`` is how far a sparsity method has come: ``macs``, ``widths`` by group, and a histogram of the channels' strengths
+    (``edges``, ``counts``).
     """
 
     epoch: int
@@ -46,6 +48,7 @@ class EpochLog:
     images_per_second: float
     accuracy: float | None = None
     sparse_gradients: dict[str, Any] | None = None
+    sparsity: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

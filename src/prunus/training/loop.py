@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from prunus.config import OptimizerConfig
@@ -32,9 +33,17 @@ from prunus.training.placement import (
     train_mode,
 )
 from prunus.training.progress import Report, progress_bar
-from prunus.training.randomness import restored_generators, seed_epoch
+from prunus.training.randomness import (
+    SeededBatches,
+    network_stream,
+    restore_network_stream,
+    restored_generators,
+    seed_epoch,
+)
 from prunus.training.sparse_gradients import SparseGradients
-from prunus.types import ForwardFn, LossFn, SparsityMethod
+from prunus.training.sparsity_log import describe
+from prunus.training_hooks import SparsityMethod
+from prunus.types import ForwardFn, LossFn
 
 
 def train(
@@ -44,6 +53,7 @@ def train(
     *,
     seed: int,
     checkpoint: Path | None = None,
+    checkpoint_steps: int | None = None,
     resume: bool = False,
     evaluation_loader: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
@@ -59,12 +69,13 @@ def train(
 
     The same seed gives the same weights, bit for bit, on a CPU with the same number of threads (a GPU needs
     `torch.use_deterministic_algorithms` besides): all generators are seeded anew from (seed, epoch). Therefore ``checkpoint``,
-    written after every epoch, suffices for ``resume`` to continue a killed run to the very same weights; where the file
-    doesn't exist yet, the run starts from the beginning. Callables are the caller's to keep the same.
+    written after every epoch and every ``checkpoint_steps`` steps of it, suffices for ``resume`` to continue a killed run to the
+    very same weights (within an epoch its batches up to there are fetched again, but not trained on); where the file doesn't
+    exist yet, the run starts from the beginning. Callables are the caller's to keep the same.
 
     A batch is ``(inputs, targets)``; ``loss_fn(output, batch)`` is a mean over it (default: cross entropy, auxiliary outputs
-    at 0.3 each), ``metric(output, batch)`` has one value per example. ``method`` adds its penalty and hooks: ``after_backward``
-    sees unscaled gradients before they are clipped. ``on_epoch`` is called in the main process after every epoch, when its
+    at 0.3 each), ``metric(output, batch)`` has one value per example. ``method``, which has prepared ``model`` already, adds its
+    penalty and hooks as `SparsityMethod` says. ``on_epoch`` is called in the main process after every epoch, when its
     checkpoint is on the disk. A part of the network whose parameters are all frozen (``requires_grad`` is False) runs as in
     evaluation: its batch norm keeps its statistics and its dropout is off. ``channels_last`` is the memory format of the weights,
     and so of what convolutions compute, while it trains. Mixed precision is used on GPUs; evaluation is always in the network's
@@ -76,13 +87,15 @@ def train(
     """
     if resume and checkpoint is None:
         raise TrainingError("resume needs the path of a checkpoint: give checkpoint=PATH")
+    if checkpoint_steps is not None and (checkpoint is None or checkpoint_steps < 1):
+        raise TrainingError(f"checkpoint_steps = {checkpoint_steps} needs checkpoint=PATH and a number of steps above zero")
     objective = Objective(loss_fn, metric, forward_fn, settings.label_smoothing)
     if settings.epochs == 0 and settings.steps is None:
         return TrainingLog((), seed, note=f"{description}: epochs = 0, nothing was trained")
     if checkpoint is not None:
         checkpoint = usable_path(checkpoint)
     with restored_generators():
-        run = _Run(model, loader, settings, seed, objective, method, mixed_precision)
+        run = _Run(model, loader, settings, seed, objective, method, mixed_precision, checkpoint_steps)
         frozen = frozen_batch_norm(model, settings.freeze_batch_norm)
         with placed(model, run.accelerator.device, channels_last), frozen, run.gradients:
             try:
@@ -114,9 +127,10 @@ class _Run:
         objective: Objective,
         method: SparsityMethod | None,
         mixed_precision: MixedPrecision,
+        checkpoint_steps: int | None,
     ) -> None:
         self.model, self.loader, self.settings, self.seed = model, loader, settings, seed
-        self.objective, self.method = objective, method
+        self.objective, self.method, self.checkpoint_steps = objective, method, checkpoint_steps
         self.gradients = SparseGradients(model, settings.sparse_gradients)
         self.accelerator = start_accelerator(mixed_precision)
         if self.accelerator.num_processes > 1 and not is_sharded(self.accelerator, loader):
@@ -131,6 +145,8 @@ class _Run:
         self.num_epochs = -(-self.steps // steps)  # the last may be a part of one
         self.epochs: tuple[EpochLog, ...] = ()
         self.checkpoint: Path | None = None
+        self.within: dict[str, Any] | None = None  # where in an unfinished epoch a checkpoint was made
+        self.saved = ""  # what the checkpoint holds
 
     def execute(
         self,
@@ -142,10 +158,13 @@ class _Run:
     ) -> TrainingLog:
         """All epochs that are left."""
         self.model.zero_grad(set_to_none=True)  # somebody else's gradients must not enter the first step
+        options = None if self.method is None else self.method.parameter_options()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, self.settings))
+        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, self.settings, options))
         self.forward: nn.Module = self.accelerator.prepare_model(_Forward(self.model, self.objective))
         self.checkpoint = checkpoint
+        if self.method is not None:
+            self.method.begin(self.steps, self.steps_per_epoch)
         finished, note = self._restore(checkpoint) if resume and checkpoint is not None else (None, "")
         main = self.accelerator.is_main_process
         with progress_bar(description, self.steps, enabled=main) as report:
@@ -155,10 +174,11 @@ class _Run:
                 share_buffers(self.accelerator, self.model)
                 if evaluation_loader is not None:
                     log = replace(log, accuracy=self._evaluate(evaluation_loader, f"{what}, evaluation"))
+                if self.method is not None:
+                    self.method.end_epoch(log.loss)
+                    log = replace(log, sparsity=describe(self.method.progress()))
                 self.epochs = (*self.epochs, log)
-                if checkpoint is not None and main:
-                    save_checkpoint(checkpoint, Checkpoint(self.epochs, self._identity(), self._state()))
-                self.accelerator.wait_for_everyone()
+                self._save(f"epoch {len(self.epochs)}")
                 if on_epoch is not None and main:
                     on_epoch(log)
         return TrainingLog(self.epochs, self.seed, finished, note)
@@ -176,14 +196,26 @@ class _Run:
         set_epoch = getattr(batches if is_sharded(self.accelerator, self.loader) else self.loader, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
-        start = time.perf_counter()
-        losses = EpochLosses(self.accelerator)
-        lr = 0.0
-        for batch in islice(batches, self.steps - epoch * self.steps_per_epoch):
-            lr = self._set_learning_rate(epoch * self.steps_per_epoch + losses.steps)
+        losses, lr, before = EpochLosses(self.accelerator), 0.0, 0.0
+        first, within = epoch * self.steps_per_epoch, self.within
+        if within is not None:
+            losses.resume(within["losses"])
+            lr, before = within["lr"], within["seconds"]
+        drawn = SeededBatches(batches, self.seed, epoch, self.accelerator.process_index, skip=losses.steps)
+        if within is not None:
+            own = within["processes"][self.accelerator.process_index]
+            restore_network_stream(own["stream"])
+            self.gradients.move_to(own["gradients"])
+            self.within = None
+        start = time.perf_counter() - before
+        for batch in islice(drawn, self.steps - first - losses.steps):
+            lr = self._set_learning_rate(first + losses.steps)
+            if self.method is not None:
+                self.method.before_step(first + losses.steps, lr)
             if losses.add(self._step(batch), batch_size(batch)):
                 self._check(losses, epoch)
-                report(what, epoch * self.steps_per_epoch + losses.steps, losses.mean)
+                report(what, first + losses.steps, losses.mean)
+            self._save_within(epoch, losses, lr, start)
         losses.read()
         self._check(losses, epoch)
         if losses.count == 0:
@@ -216,7 +248,7 @@ class _Run:
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None
-        if self.method is not None:
+        if self.method is not None and not cast("Any", self.optimizer).step_was_skipped:
             self.method.after_step()
         return loss.detach()
 
@@ -226,8 +258,8 @@ class _Run:
             return
         step, loss = losses.non_finite
         kept = "no checkpoint was written"
-        if self.checkpoint is not None and self.epochs:
-            kept = f"the last good checkpoint is {self.checkpoint} (epoch {len(self.epochs)})"
+        if self.saved:
+            kept = f"the last good checkpoint is {self.checkpoint} ({self.saved})"
         raise TrainingError(
             f"the loss became {loss} in epoch {epoch + 1} of {self.num_epochs}, step {step + 1} of {self.steps_per_epoch}; "
             f"{kept}. Lower lr (now {self.settings.lr}), lengthen warmup_epochs, set clip_norm, or look for nan in the data"
@@ -246,6 +278,26 @@ class _Run:
             "sparsity_method": None if self.method is None else type(self.method).__name__,
             "parameter": {name: f"{list(t.shape)} {t.dtype}" for name, t in state.items() if isinstance(t, Tensor)},
         }
+
+    def _save_within(self, epoch: int, losses: EpochLosses, lr: float, start: float) -> None:
+        """A checkpoint in the middle of an epoch, where one is due."""
+        done = losses.steps
+        if self.checkpoint_steps is None or done % self.checkpoint_steps or done == self.steps_per_epoch:
+            return
+        losses.read()
+        self._check(losses, epoch)
+        share_buffers(self.accelerator, self.model)
+        processes = gather_object([{"stream": network_stream(), "gradients": self.gradients.position()}])
+        within = {"losses": losses.state(), "lr": lr, "seconds": time.perf_counter() - start, "processes": processes}
+        self._save(f"epoch {epoch + 1}, step {done}", within)
+
+    def _save(self, what: str, within: dict[str, Any] | None = None) -> None:
+        if self.checkpoint is not None:
+            self.saved = what
+        if self.checkpoint is not None and self.accelerator.is_main_process:
+            state = {**self._state(), "within": within}
+            save_checkpoint(self.checkpoint, Checkpoint(self.epochs, self._identity(), state))
+        self.accelerator.wait_for_everyone()
 
     def _state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -268,7 +320,10 @@ class _Run:
             self.method.load_state_dict(stored.state["sparsity"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(stored.state["scaler"])
-        self.epochs = stored.epochs
+        self.epochs, self.within = stored.epochs, stored.state["within"]
         done = len(self.epochs)
+        self.saved = f"epoch {done}" if self.within is None else f"epoch {done + 1}, step {self.within['losses']['steps']}"
         left = "all epochs were done" if done == self.num_epochs else f"continued with epoch {done + 1}"
+        if self.within is not None:
+            left += f" behind its step {self.within['losses']['steps']}"
         return done, f"resumed after epoch {done} of {self.num_epochs} from {path}: {left}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -33,6 +34,14 @@ class EpochLosses:
     def mean(self) -> float:
         """Mean loss per example of what was read."""
         return self._sum / self.count
+
+    def state(self) -> dict[str, Any]:
+        """What `resume` needs, for a checkpoint; the losses must have been read."""
+        return {"sum": self._sum, "count": self.count, "steps": self.steps}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._sum, self.count, self.steps = state["sum"], state["count"], state["steps"]
 
     def add(self, loss: Tensor, size: int) -> bool:
         """Take the loss of a step over ``size`` examples; true if the losses were read."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,14 +13,20 @@ from prunus.config import OptimizerConfig
 from prunus.errors import TrainingError
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, settings: OptimizerConfig, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> torch.optim.Optimizer:
     """SGD (Nesterov wherever momentum > 0) or AdamW; weight decay on parameters of two or more dimensions only.
 
+    ``options``: parameter name -> what a sparsity method wants of SGD for it.
+
     Raises:
-        TrainingError: no parameter requires a gradient.
+        TrainingError: no parameter requires a gradient, or the optimizer doesn't have what a method wants.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    apart = {name: dict(options[name]) for name in named if options and name in options}
+    trained = [p for name, p in named.items() if name not in apart]
+    if not named:
         raise TrainingError("nothing to train: no parameter of the network requires a gradient (requires_grad is False)")
     # Biases and the scales and shifts of norms are vectors: decay would pull them away from where the data put them.
     groups = [
@@ -26,7 +34,14 @@ def build_optimizer(model: nn.Module, settings: OptimizerConfig) -> torch.optim.
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    groups += [{"params": [named[name]], "weight_decay": 0.0, **wanted} for name, wanted in apart.items()]
     if settings.optimizer == "adamw":
+        foreign = sorted({key for wanted in apart.values() for key in wanted} - {"weight_decay"})
+        if foreign:
+            raise TrainingError(
+                f"the sparsity method sets {' and '.join(foreign)} of single parameters, which adamw doesn't have: "
+                'use optimizer = "sgd"'
+            )
         return torch.optim.AdamW(groups, lr=settings.lr)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
 

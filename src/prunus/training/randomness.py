@@ -1,17 +1,25 @@
 """One seed per epoch, so that shuffling, augmentation and dropout depend on (seed, epoch) and on nothing that went before.
 
-A checkpoint at the end of an epoch therefore needs no generator state to continue exactly.
+A checkpoint at the end of an epoch therefore needs no generator state to continue exactly. One within an epoch needs the state of
+what the network draws (dropout); what the data draw has a stream of its own, so that fetching the same batches again brings it
+to the same place.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+
+
+def _seed(number: int) -> None:
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.manual_seed(number)
 
 
 def _derive(*numbers: int) -> int:
@@ -25,10 +33,7 @@ def seed_epoch(seed: int, epoch: int, loader: Any, rank: int = 0) -> None:
     every process (all must shuffle alike); the global ones differ by ``rank``, so that processes don't share dropout masks.
     Generators that a data set hides elsewhere are out of reach: such a data set should draw from the global ones.
     """
-    own = _derive(seed, epoch, rank)
-    random.seed(own)
-    np.random.seed(own % 2**32)
-    torch.manual_seed(own)
+    _seed(_derive(seed, epoch, rank))
     shared = _derive(seed, epoch)
     for generator in _generators(loader):
         generator.manual_seed(shared)
@@ -44,16 +49,82 @@ def _generators(loader: Any, depth: int = 3) -> Iterator[torch.Generator]:
             yield from _generators(part, depth - 1)
 
 
+class SeededBatches:
+    """The batches of one epoch, whose shuffling and augmentation draw from a stream of random numbers of their own.
+
+    To be made right behind `seed_epoch`; the network's stream is then seeded, too, with another number. The first ``skip``
+    batches are fetched and dropped, which brings the data's stream to where it was when they were trained on.
+    """
+
+    def __init__(self, batches: Iterable[Any], seed: int, epoch: int, rank: int, skip: int = 0) -> None:
+        self._stream = _states()
+        _seed(_derive(seed, epoch, rank, 1))
+        with self._drawing():
+            self._iterator = iter(batches)
+        for _ in range(skip):
+            next(self, None)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        with self._drawing():
+            return next(self._iterator)
+
+    @contextmanager
+    def _drawing(self) -> Generator[None]:
+        network = _states()
+        _restore(self._stream)
+        try:
+            yield
+        finally:
+            self._stream = _states()
+            _restore(network)
+
+
+def network_stream() -> dict[str, Any]:
+    """The state of the generators that the network draws from, as a checkpoint can hold it."""
+    (version, words, spare), numpy_state, torch_state = _states()
+    kind, keys, position, has_gauss, cached = numpy_state
+    found = {
+        "python": [version, torch.tensor(words, dtype=torch.int64), spare],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch_state,
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def restore_network_stream(state: Mapping[str, Any]) -> None:
+    """Put the generators where `network_stream` found them."""
+    version, words, spare = state["python"]
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    random.setstate((version, tuple(words.tolist()), spare))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _states() -> Any:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _restore(states: Any) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
 @contextmanager
 def restored_generators() -> Generator[None, None, None]:
     """Leave the process's random generators as they were found, so that training moves nobody else's draws."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = _states()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        _restore(states)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)

@@ -232,6 +232,32 @@ class SparseGradients:
             layer.forecast.load([t.to(device) for t in found["thresholds"]])
             layer.normed = bool(found["normed"])
 
+    def position(self) -> dict[str, Any]:
+        """Where in an epoch this process is: what every layer has counted, and its generators."""
+        return {
+            layer.name: {
+                "steps": layer.steps,
+                "pruned": layer.pruned,
+                "zeros": layer.zeros,
+                "zeros_before": layer.zeros_before,
+                "macs": layer.macs,
+                "generators": {str(device): generator.get_state() for device, generator in layer.generators.items()},
+            }
+            for layer in self._layers
+        }
+
+    def move_to(self, position: Mapping[str, Any]) -> None:
+        """Go on where `position` was read; `start_epoch` and `load_state_dict` come first."""
+        for layer in self._layers:
+            found = position[layer.name]
+            device = next(layer.module.parameters()).device
+            layer.steps, layer.pruned, layer.macs = found["steps"], found["pruned"], found["macs"]
+            layer.zeros, layer.zeros_before = (
+                None if found[n] is None else found[n].to(device) for n in ("zeros", "zeros_before")
+            )
+            for name, state in found["generators"].items():
+                layer.generator(torch.device(name)).set_state(state)
+
 
 def _summary(layer: _Layer) -> dict[str, Any]:
     assert layer.zeros is not None and layer.zeros_before is not None
