@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -15,6 +14,7 @@ from prunus.errors import EvidenceError
 from prunus.graph.as_found import as_found
 from prunus.graph.group_view import GroupView
 from prunus.importance.evidence import DataRun, Evidence, to_device
+from prunus.importance.points import inputs_at
 from prunus.importance.readers import TRANSPOSED, Reading, ReadingCall, reading_call, reading_members, readings
 from prunus.types import ChannelGraph, call_model
 
@@ -100,39 +100,11 @@ def contributions(call: ReadingCall, places: Tensor) -> Tensor:
     ``places`` (int64) count the output's positions, image by image.
     """
     weight = call.weight.double()
-    if weight.ndim == 2:
-        x = call.x.reshape(-1, call.x.shape[-1])[places].double()
-        return (x.unsqueeze(1) * weight).flatten(0, 1)
-    patches = _patches(call)
-    spatial = weight.ndim - 2
-    where = torch.unravel_index(places, (len(patches), *patches.shape[2 : 2 + spatial]))
-    x = patches[(where[0], slice(None), *where[1:])].double()  # places, input channels, kernel
+    x = inputs_at(call, places).double()
     groups = call.settings.get("groups", 1)
     x = x.reshape(len(x), groups, weight.shape[1], -1)
     w = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
     return torch.einsum("mglq,golq->mgol", x, w).flatten(0, 2)
-
-
-def _patches(call: ReadingCall) -> Tensor:
-    """A view of the padded input: (images, input channels, *output size, *kernel size)."""
-    kernel = call.weight.shape[2:]
-    spatial = len(kernel)
-    x = call.x if call.axis > 0 else call.x.unsqueeze(0)
-    stride, dilation = (_tuple(call.settings.get(name, 1), spatial) for name in ("stride", "dilation"))
-    padding = call.settings.get("padding", 0)
-    if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        sides = [(t // 2, t - t // 2) for t in total]
-    else:
-        sides = [(p, p) for p in _tuple(0 if padding == "valid" else padding, spatial)]
-    view = F.pad(x, [side for pair in reversed(sides) for side in pair])
-    for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
-        view = view.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
-    return view
-
-
-def _tuple(value: Any, length: int) -> tuple[int, ...]:
-    return (value,) * length if isinstance(value, int) else tuple(value) * (length // len(value))
 
 
 def entries(gram: Tensor, products: Tensor, rows: int) -> Tensor:

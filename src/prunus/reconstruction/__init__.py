@@ -2,15 +2,19 @@
 
 from prunus.reconstruction.constants import Compensation, FoldingReport, channel_means, compensate, fold_constants
 from prunus.reconstruction.lossless import LosslessResult, prune_lossless
+from prunus.reconstruction.regression import LayerFit, ReconstructionReport, reconstruct
 from prunus.reconstruction.statistics import recalibrate
 
 __all__ = [
     "Compensation",
     "FoldingReport",
+    "LayerFit",
     "LosslessResult",
+    "ReconstructionReport",
     "channel_means",
     "compensate",
     "fold_constants",
     "prune_lossless",
     "recalibrate",
+    "reconstruct",
 ]
