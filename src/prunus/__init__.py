@@ -20,8 +20,9 @@ from prunus.errors import (
 from prunus.graph import OP_RULES, op_rule, trace
 from prunus.importance import CRITERIA, score
 from prunus.pipeline.prune import PruneResult, prune
+from prunus.pipeline.removal import remove
 from prunus.reconstruction import prune_lossless
-from prunus.surgery import SurgeryRecord, load, remove, save, silence, verify
+from prunus.surgery import SurgeryRecord, load, save, silence, verify
 from prunus.types import (
     Budget,
     ChannelGraph,

@@ -99,6 +99,18 @@ def test_prune_with_data_and_onnx(nets: Path) -> None:
     assert "written: small.prunus, small.onnx" in result.stdout and (nets / "small.onnx").stat().st_size > 0
 
 
+def test_prune_with_compensation(nets: Path) -> None:
+    args = ("prune", "nets.py:small", "--budget", "macs=0.5", "--data", "fake:3x10x10x3", "--tolerance", "0.2")
+    assert call(*args, "--out", "plain.prunus").exit_code == 0
+    result = call(*args, "--compensate", "mean", "--out", "filled.prunus")
+    assert result.exit_code == 0, result.stderr
+    assert "exactly compensated: 2 layers" in result.stdout
+    plain, filled = (prunus.load(name, load_model("nets.py:small", num_classes=3)) for name in ("plain.prunus", "filled.prunus"))
+    assert torch.equal(plain[2].weight, filled[2].weight) and not torch.equal(plain[2].bias, filled[2].bias)
+    bad = call("prune", "nets.py:small", "--budget", "macs=0.5", "--input", "3x8x8", "--compensate", "mean")
+    assert bad.exit_code == 1 and 'compensate="mean" measures mean activations: give batches' in bad.stderr
+
+
 def test_evaluate_full_and_pruned(nets: Path) -> None:
     call("prune", "nets.py:small", "--input", "3x10x10", "--budget", "macs=0.5", "--tolerance", "0.2")
     full = json.loads(call("evaluate", "nets.py:small", "--data", "fake:3x10x10x3", "--json").stdout)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import prunus
 from prunus.errors import EvidenceError, NothingPruned, PrunusWarning, UnknownName, UnsupportedNetwork
 from prunus.graph import trace
 from prunus.importance.activations import activation_statistics
@@ -289,8 +290,79 @@ def test_what_cannot_be_compensated_is_named(case):
     assert report.changed == ()
     for tensor, other in zip(net.state_dict().values(), folded.state_dict().values(), strict=True):
         assert torch.equal(tensor, other)
-    with pytest.warns(PrunusWarning, match=r"removed channels aren't compensated in 1 layers: `reader\."):
-        compensate(net, graph, plan, [x])
+    if why is not NO_OUTLET:  # else it gets a bias: the next test
+        with pytest.warns(PrunusWarning, match=r"removed channels aren't compensated in 1 layers: `reader\."):
+            compensate(net, graph, plan, [x])
+
+
+@pytest.mark.parametrize("case", [case for case in UNFOLDABLE if UNFOLDABLE[case][1] is NO_OUTLET])
+def test_a_layer_without_a_place_for_constants_gets_a_bias(case, tmp_path):
+    fresh = UNFOLDABLE[case][0]
+    net = copy.deepcopy(fresh).to(DOUBLE).eval()
+    nn.init.constant_(net.stem.bias, 5.0)
+    x = random(4, 1, 4, 4)
+    graph = trace(net, x)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1)
+    average = copy.deepcopy(net)
+    found = compensate(net, graph, plan_of(graph, gstem=[0, 2]), [x], optimizer=optimizer, ema=average)
+    assert (found.report.exact, found.report.new_biases, found.record.biases) == (("reader.weight",), ("reader",), ("reader",))
+    mean = net.stem(x).relu()[:, [0, 2]].mean((0, 2, 3))
+    torch.testing.assert_close(found.model.reader.bias.detach(), (net.reader.weight[:, [0, 2], 0, 0] @ mean).detach())
+
+    def put_in(_, args):
+        x = args[0].clone()
+        x[:, [0, 2]] = mean.view(1, 2, 1, 1)
+        return (x,)
+
+    net.reader.register_forward_pre_hook(put_in)
+    torch.testing.assert_close(found.model(x), net(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(average(x), net(x), rtol=0, atol=1e-12)
+    group = optimizer.param_groups[-1]
+    assert group["params"][0] is found.model.reader.bias and group["weight_decay"] == 0 and len(group["params"]) == 1
+    save(found.model, found.record, tmp_path / "small.prunus")
+    again = load(tmp_path / "small.prunus", copy.deepcopy(fresh).to(DOUBLE)).eval()
+    assert torch.equal(again(x), found.model(x))
+
+
+def test_an_added_bias_loses_the_outputs_that_are_removed_as_well():
+    net = double(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Conv2d(3, 4, 1, bias=False), nn.ReLU(), nn.Conv2d(4, 1, 1))
+    x = random(3, 1, 4, 4)
+    graph = trace(net, x)
+    found = compensate(net, graph, plan_of(graph, g0=[1], g2=[0, 2]), [x])
+    mean = net[:2](x)[:, 1].mean()
+    torch.testing.assert_close(found.model[2].bias, mean * net[2].weight[[1, 3], 1, 0, 0])
+
+
+def test_remove_and_prune_compensate_on_request():
+    net, data = build("Plain", DOUBLE), batches(dtype=DOUBLE)
+    x = data[0][0]
+    graph = trace(net, x)
+    plan = plan_of(graph, gone__0=[1, 2])
+    expected = compensate(net, graph, plan, data)
+    small, record = prunus.remove(net, graph, plan, compensate="mean", data=data)
+    assert record.to_json() == expected.record.to_json()
+    assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), expected.model.state_dict().values(), strict=True))
+    plain = prunus.prune(net, x, prunus.Budget(macs=0.5, tolerance=0.2), data=data)
+    result = prunus.prune(net, x, prunus.Budget(macs=0.5, tolerance=0.2), data=data, compensate="mean")
+    assert plain.compensation is None and result.compensation is not None
+    assert str(result).endswith(str(result.compensation)) and "approximate in `" in str(result)
+    with torch.no_grad():
+        errors = [((r.model(x) - net(x)).norm() / net(x).norm()).item() for r in (plain, result)]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_compensation_without_data_or_of_another_kind():
+    net = build("Plain")
+    graph = trace(net, images(2))
+    plan = plan_of(graph, gone__0=[1])
+    with pytest.raises(EvidenceError, match=r'compensate="mean" measures mean activations: give batches of images'):
+        prunus.remove(net, graph, plan, compensate="mean")
+    with pytest.raises(EvidenceError, match=r'compensate="mean" measures mean activations: give batches of images'):
+        prunus.prune(net, images(2), prunus.Budget(macs=0.5), compensate="mean")
+    with pytest.raises(UnknownName, match=r"unknown way to compensate 'median'.*mean"):
+        prunus.remove(net, graph, plan, compensate="median", data=[images(2)])
+    with pytest.raises(EvidenceError, match="mean activations are measured on data"):
+        compensate(net, graph, plan, None)
 
 
 def test_a_bias_that_two_layers_share_is_left_alone():

@@ -94,6 +94,9 @@ def prune_command(
     tolerance: Annotated[float, typer.Option(help="how far below the budget the plan may stay")] = 0.01,
     dry_run: Annotated[bool, typer.Option(help="only show how far the budget can go")] = False,
     onnx: Annotated[Path | None, typer.Option(help="also write the small network as ONNX, checked against onnxruntime")] = None,
+    compensate: Annotated[
+        str | None, typer.Option(help="mean: what removed channels gave on average goes into the biases (needs --data)")
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -120,7 +123,7 @@ def prune_command(
     needs_data = bool(resolve_criterion(criterion, {}).needs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        loader = make_loader(bundle.calibration, batch_size=64, shuffle=True) if bundle and needs_data else None
+        loader = make_loader(bundle.calibration, batch_size=64, shuffle=True) if bundle and (needs_data or compensate) else None
         result = prune(
             network,
             examples,
@@ -134,6 +137,7 @@ def prune_command(
             whole_groups=whole_groups,
             batches=batches,
             seed=seed,  # pyright: ignore[reportArgumentType]
+            compensate=cast(Any, compensate),
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     save(result.model, result.record, out)

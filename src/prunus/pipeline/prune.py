@@ -14,7 +14,9 @@ from prunus.errors import NothingPruned
 from prunus.graph import trace
 from prunus.graph.trace import Keep
 from prunus.importance import score
-from prunus.surgery import SurgeryRecord, remove
+from prunus.pipeline.removal import Compensate, removed, wants_data
+from prunus.reconstruction import FoldingReport
+from prunus.surgery import SurgeryRecord
 from prunus.surgery.prove import Checks, prove
 from prunus.types import (
     Allocator,
@@ -33,7 +35,8 @@ from prunus.types import (
 
 @dataclass(frozen=True, eq=False)
 class PruneResult:
-    """The small network, how it was made and what it costs. ``verification`` is None only if ``verify=False`` was asked for."""
+    """The small network, how it was made and what it costs. ``verification`` is None only if ``verify=False`` was asked for;
+    ``compensation`` tells which layers make up for the removed channels, if ``compensate`` was."""
 
     model: nn.Module
     plan: PruningPlan
@@ -44,6 +47,7 @@ class PruneResult:
     graph: ChannelGraph
     scores: Scores
     notes: tuple[str, ...] = field(default=())
+    compensation: FoldingReport | None = None
 
     def __str__(self) -> str:
         lines: list[str] = []
@@ -57,6 +61,8 @@ class PruneResult:
         if self.verification is not None:
             error, tolerance = self.verification.max_error, self.verification.tolerance
             lines.append(f"removed == silenced: largest relative error {error:.1e} (tolerance {tolerance:.0e})")
+        if self.compensation is not None:
+            lines.append(str(self.compensation))
         return "\n".join([*lines, *self.notes])
 
 
@@ -79,6 +85,7 @@ def prune(
     seed: int = 0,
     optimizer: torch.optim.Optimizer | None = None,
     ema: nn.Module | None = None,
+    compensate: Compensate | None = None,
     **options: Any,
 ) -> PruneResult:
     """Prune ``model`` (which is untouched) to ``budget`` and prove the result: removed == silenced, in float64.
@@ -91,11 +98,14 @@ def prune(
         keep, mixing, whole_groups, forward_fn, train_inputs: see `prunus.trace`.
         data, loss_fn, batches, seed, options: see `prunus.score`.
         optimizer, ema: moved along, see `prunus.remove`.
+        compensate: ``"mean"`` puts the removed channels' mean activations into what read them, see `prunus.remove`; ``data`` are
+            then read once more. The proof is that of the removal; what compensation does is in ``compensation``.
 
     Raises:
         PrunusError: what `trace`, `score`, `allocate` and `remove` raise.
         VerificationFailed: no subset of the groups could be proven.
     """
+    wants_data(compensate, data)
     graph = trace(model, example_inputs, keep, mixing, forward_fn, train_inputs, whole_groups=whole_groups)
     if not graph.prunable:
         shown = "; ".join(f"`{g.name}`: {g.frozen_because}" for g in graph.frozen[:3])
@@ -113,10 +123,10 @@ def prune(
         scores = _of_prunable(scores, graph) if proof.frozen else scores
     else:
         plan = plan_for(graph)
-    small, record = remove(model, graph, plan, optimizer, ema)
+    small, record, folding = removed(model, graph, plan, optimizer, ema, compensate, data, forward_fn, batches)
     provenance = {**plan.provenance, "criterion": scores.criterion}
     plan = replace(plan, provenance=provenance)
-    return PruneResult(small, plan, record, graph.cost(), graph.cost(plan), report, graph, scores, notes)
+    return PruneResult(small, plan, record, graph.cost(), graph.cost(plan), report, graph, scores, notes, folding)
 
 
 def _of_prunable(scores: Scores, graph: ChannelGraph) -> Scores:

@@ -1,7 +1,9 @@
 """Recovering accuracy without training: what can be computed from data."""
 
-from prunus.reconstruction.constants import Compensation, FoldingReport, channel_means, compensate, fold_constants
+from prunus.reconstruction.compensation import Compensation, compensate, compensate_removed
+from prunus.reconstruction.constants import FoldingReport, fold_constants
 from prunus.reconstruction.lossless import LosslessResult, prune_lossless
+from prunus.reconstruction.means import channel_means
 from prunus.reconstruction.regression import LayerFit, ReconstructionReport, reconstruct
 from prunus.reconstruction.statistics import recalibrate
 
@@ -13,6 +15,7 @@ __all__ = [
     "ReconstructionReport",
     "channel_means",
     "compensate",
+    "compensate_removed",
     "fold_constants",
     "prune_lossless",
     "recalibrate",

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from prunus.errors import EvidenceError, NothingPruned, PrunusWarning, UnknownName, UnsupportedNetwork
+from prunus.errors import EvidenceError, NothingPruned, UnknownName, UnsupportedNetwork
 from prunus.graph.build import fingerprint
 from prunus.graph.labels import named_tensors
-from prunus.importance.evidence import DataRun, to_device
-from prunus.importance.readers import reading_call, reading_members
 from prunus.reconstruction.reading_layers import ReadingLayer, ReadingLayers, in_evaluation
-from prunus.surgery import SurgeryRecord, remove
+from prunus.surgery.added_bias import why_no_bias
 from prunus.surgery.remove import removed_positions
 from prunus.types import ChannelGraph, ExampleInputs, ForwardFn, PruningPlan, call_model
 
@@ -34,13 +28,14 @@ class FoldingReport:
     ``exact``: at every position, for what is constant where the layer reads it; ``approximate``: layer -> the largest error at
     any position, as a share of the largest amount that was added (zero padding reads no constant, so borders differ from the
     interior); ``not_folded``: layer -> why it isn't compensated at all; ``changed``: parameters and buffers that differ from the
-    original's.
+    original's; ``new_biases``: layers that were given a bias for it (`compensate` does that).
     """
 
     exact: tuple[str, ...]
     approximate: Mapping[str, float]
     not_folded: Mapping[str, str]
     changed: tuple[str, ...]
+    new_biases: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"exactly compensated: {len(self.exact)} layers"] if self.exact else []
@@ -50,12 +45,12 @@ class FoldingReport:
 
 
 @dataclass(frozen=True, eq=False)
-class Compensation:
-    """A small network whose remaining biases (or batch-norm means) stand in for the channels removed, its record and report."""
+class Shifts:
+    """What to add to parameters and buffers so that a layer's outputs rise by what is to be folded, at full size."""
 
-    model: nn.Module
-    record: SurgeryRecord
-    report: FoldingReport
+    by_tensor: Mapping[str, Tensor]
+    by_layer: Mapping[str, Tensor]
+    """For layers, by module name, that have no bias and would have to get one: (outputs,)."""
 
 
 def fold_constants(
@@ -100,88 +95,70 @@ def fold_constants(
     return fold_reads(model, graph, plan, _by_reader(model, graph, plan, values, layers), layers)
 
 
-def channel_means(
-    model: nn.Module,
-    graph: ChannelGraph,
-    data: Iterable[Any],
-    *,
-    forward_fn: ForwardFn | None = None,
-    batches: int | None = None,
-) -> dict[str, Tensor]:
-    """Mean over images and positions of every channel where it is read: reading weight -> float64 (its input channels,).
-
-    Unlike the criterion `activation_mean` each reader has its own means: in a residual stream a channel is read in several places
-    and isn't the same there; behind flatten every position of a channel has one. Only convolutions and linear layers that read
-    a prunable group through a plain parameter are listed. A batch is ``(inputs, targets)`` or the inputs alone.
-
-    Raises:
-        EvidenceError: the data are empty, or an activation isn't finite.
-    """
-    return _measure(model, graph, DataRun(data, forward_fn=forward_fn, batches=batches))[0]
-
-
-def compensate(
-    model: nn.Module,
-    graph: ChannelGraph,
-    plan: PruningPlan,
-    data: Iterable[Any],
-    *,
-    forward_fn: ForwardFn | None = None,
-    batches: int | None = None,
-) -> Compensation:
-    """`prunus.remove`, each removed channel replaced by its mean activation, which is folded into what reads it.
-
-    Means are measured in one pass over ``data`` on the unpruned network; see `fold_constants` for the formula and for what is
-    exact. The record repeats the removal; the changed biases and means are saved with the network like any weight. A
-    `PrunusWarning` names layers that can't be compensated.
-
-    Raises:
-        PrunusError: what `channel_means`, `fold_constants` and `prunus.remove` raise.
-    """
-    _check(model, graph, plan)
-    means, layers = _measure(model, graph, DataRun(data, forward_fn=forward_fn, batches=batches))
-    folded, report = fold_reads(model, graph, plan, means, layers)
-    if report.not_folded:
-        shown = "; ".join(f"`{name}`: {why}" for name, why in list(report.not_folded.items())[:3])
-        warnings.warn(
-            f"removed channels aren't compensated in {len(report.not_folded)} layers: {shown}", PrunusWarning, stacklevel=2
-        )
-    small, record = remove(folded, graph, plan)
-    return Compensation(small, record, report)
-
-
 @torch.no_grad()
 def fold_reads(
     model: nn.Module, graph: ChannelGraph, plan: PruningPlan, reads: Mapping[str, Tensor], layers: Mapping[str, ReadingLayer]
 ) -> tuple[nn.Module, FoldingReport]:
     """`fold_constants` for values by reading weight, (inputs,), and layers that have been looked at already."""
-    _check(model, graph, plan)
+    check_plan(model, graph, plan)
+    shifts, report = find_shifts(model, removed_positions(graph, plan, ("reads",)), reads, layers)
     folded = copy.deepcopy(model)
     tensors = dict(named_tensors(folded))
+    for name, amount in shifts.by_tensor.items():
+        tensors[name] += amount.to(tensors[name])
+    return folded, report
+
+
+@torch.no_grad()
+def find_shifts(
+    model: nn.Module,
+    removed: Mapping[tuple[str, int], Tensor],
+    reads: Mapping[str, Tensor],
+    layers: Mapping[str, ReadingLayer],
+    *,
+    new_biases: bool = False,
+) -> tuple[Shifts, FoldingReport]:
+    """What makes up for the ``removed`` inputs, (reading weight, axis) -> indices, if they emit the constants ``reads``.
+
+    With ``new_biases`` a layer without any place for a constant may get a bias.
+    """
+    tensors = dict(named_tensors(model))
+    by_tensor: dict[str, Tensor] = {}
+    by_layer: dict[str, Tensor] = {}
     exact: list[str] = []
     approximate: dict[str, float] = {}
     not_folded: dict[str, str] = {}
-    changed: dict[str, None] = {}
-    for (name, axis), gone in removed_positions(graph, plan, ("reads",)).items():
+    for (name, axis), gone in removed.items():
         layer = layers.get(name)
         if layer is None or layer.axis != axis or name not in reads:
             not_folded[name] = "it isn't the plain weight of a convolution or linear layer that runs in evaluation mode"
             continue
         amount, largest, error = _amount(tensors[name], layer, gone, reads[name])
+        owner = "" if layer.outlets or layer.has_bias or not new_biases else _owner(model, tensors[name])
         if largest == 0:
             exact.append(name)
             continue
-        if not layer.outlets:
+        if not layer.outlets and not owner:
             not_folded[name] = layer.why
             continue
+        if owner:
+            by_layer[owner] = amount
         for outlet in layer.outlets:
-            tensors[outlet.parameter] += (outlet.sign * amount).to(tensors[outlet.parameter])
-            changed[outlet.parameter] = None
+            by_tensor[outlet.parameter] = outlet.sign * amount
         if error <= UNIFORM * largest:
             exact.append(name)
         else:
             approximate[name] = error / largest
-    return folded, FoldingReport(tuple(exact), approximate, not_folded, tuple(changed))
+    report = FoldingReport(tuple(exact), approximate, not_folded, tuple(by_tensor), tuple(by_layer))
+    return Shifts(by_tensor, by_layer), report
+
+
+def _owner(model: nn.Module, weight: Tensor) -> str:
+    """The one layer whose weight this is, if it can get a bias; else ""."""
+    owners = [(name, module) for name, module in model.named_modules() if getattr(module, "weight", None) is weight]
+    if len(owners) != 1 or why_no_bias(owners[0][1]) is not None or getattr(owners[0][1], "transposed", False):
+        return ""
+    return owners[0][0]
 
 
 def _amount(weight: Tensor, layer: ReadingLayer, gone: Tensor, reads: Tensor) -> tuple[Tensor, float, float]:
@@ -195,7 +172,7 @@ def _amount(weight: Tensor, layer: ReadingLayer, gone: Tensor, reads: Tensor) ->
     return amount, max(float(found.abs().max()) for found in maps), error
 
 
-def _check(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> None:
+def check_plan(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> None:
     if fingerprint(model) != graph.fingerprint:
         raise UnsupportedNetwork("the model's parameters don't have the names and shapes of the traced one: trace it again")
     if plan.num_removed == 0:
@@ -206,7 +183,7 @@ def _by_reader(
     model: nn.Module, graph: ChannelGraph, plan: PruningPlan, values: Mapping[str, Tensor], layers: Mapping[str, ReadingLayer]
 ) -> dict[str, Tensor]:
     """Values by group spread over what reads the group; those that are given by reading weight are taken as they are."""
-    _check(model, graph, plan)
+    check_plan(model, graph, plan)
     groups = {group.name: group for group in graph.groups}
     tensors = dict(named_tensors(model))
     for name in values:
@@ -238,43 +215,3 @@ def _vector(given: Tensor, length: int, where: str) -> Tensor:
     if tuple(given.shape) != (length,):
         raise EvidenceError(f"the values of {where} have shape {tuple(given.shape)}, not ({length},)")
     return given.detach().cpu().double()
-
-
-class _Means(TorchFunctionMode):
-    """While active, sums what every one of ``weights`` reads."""
-
-    def __init__(self, weights: Mapping[int, str]) -> None:
-        super().__init__()
-        self._weights = weights
-        self.totals: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        call = reading_call(func, args, kwargs or {})
-        if call is not None and id(call.weight) in self._weights:
-            name, rows = self._weights[id(call.weight)], call.x.movedim(call.axis, 0).flatten(1)
-            self.totals[name] = self.totals.get(name, 0.0) + rows.sum(1, dtype=torch.float64)
-            self.counts[name] = self.counts.get(name, 0) + rows.shape[1]
-        return func(*args, **(kwargs or {}))
-
-
-def _measure(model: nn.Module, graph: ChannelGraph, run: DataRun) -> tuple[dict[str, Tensor], dict[str, ReadingLayer]]:
-    """Means of what every layer reads, in one pass, and the layers as the first batch shows them."""
-    tensors = dict(named_tensors(model))
-    names = {m.parameter_axis.parameter for members in reading_members(model, graph).values() for m in members}
-    means = _Means({id(tensors[name]): name for name in names})
-    layers: dict[str, ReadingLayer] = {}
-    with in_evaluation(model):
-        for index, batch in enumerate(run):
-            watch = ReadingLayers(model)
-            with watch if index == 0 else nullcontext(), means:
-                output = call_model(model, run.inputs(to_device(batch, model)), run.forward_fn)
-            if index == 0:
-                layers = watch.layers(output)
-    found = {name: (total / means.counts[name]).cpu() for name, total in means.totals.items()}
-    for name, mean in found.items():
-        if not bool(torch.isfinite(mean).all()):
-            raise EvidenceError(f"activations that `{name}` reads aren't finite on a batch: check the data and the weights")
-    return found, layers

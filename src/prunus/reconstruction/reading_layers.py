@@ -88,6 +88,7 @@ class ReadingLayer:
     calls: tuple[CallShape, ...]
     outlets: tuple[Outlet, ...]
     why: str = ""
+    has_bias: bool = False
 
     @property
     def uniform(self) -> bool:
@@ -171,7 +172,8 @@ class ReadingLayers(TorchFunctionMode):
             if weight not in self.others:
                 outlets = self._outlets(calls)
                 why, outlets = (outlets, ()) if isinstance(outlets, str) else ("", outlets)
-                found[weight] = ReadingLayer(weight, *self._widths[weight], tuple(c.shape for c in calls), outlets, why)
+                shapes, has_bias = tuple(c.shape for c in calls), any(c.has_bias for c in calls)
+                found[weight] = ReadingLayer(weight, *self._widths[weight], shapes, outlets, why, has_bias)
         return found
 
     def _outlets(self, calls: list[_Call]) -> tuple[Outlet, ...] | str:

@@ -209,9 +209,14 @@ def _move_optimizer(
             optimizer.state[moved[id(parameter)]] = states[id(parameter)]
 
 
+def averaged_copy(ema: nn.Module) -> nn.Module:
+    """The module that holds the averages."""
+    return ema.module if isinstance(ema, torch.optim.swa_utils.AveragedModel) else ema
+
+
 def _averaged(ema: nn.Module, model: nn.Module) -> nn.Module:
-    """The module that holds the averages, once it is known to match ``model``."""
-    inner = ema.module if isinstance(ema, torch.optim.swa_utils.AveragedModel) else ema
+    """`averaged_copy`, once it is known to match ``model``."""
+    inner = averaged_copy(ema)
     if fingerprint(inner) != fingerprint(model):
         raise UnsupportedNetwork("the averaged model (ema) doesn't have the names and shapes of the model's parameters")
     return inner
