@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # pyright: ignore[reportPrivateUsage]
 
 from prunus.budgets import Budget
+from prunus.costs import Cost, CostModel
 from prunus.errors import UnknownName
 
 Role: TypeAlias = Literal["writes", "reads", "scales", "statistics"]
@@ -73,9 +74,22 @@ class ChannelGroup:
         return self.with_role("writes")[0].positions.shape[1]
 
 
+@dataclass(frozen=True)
+class Window:
+    """How a convolution slides: ``input_size`` of its call (batch, channels, pixels ...), the rest by pixel axis."""
+
+    input_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One call of a convolution or matrix product; ``reads`` and ``writes``: channel ids along its weight's two axes."""
+    """One call of a convolution or matrix product; ``reads`` and ``writes``: channel ids along its weight's two axes.
+
+    ``window`` is None where nothing slides."""
 
     name: str
     kind: str
@@ -84,6 +98,7 @@ class Layer:
     kernel_size: tuple[int, ...]
     groups: int
     output_size: tuple[int, ...]
+    window: Window | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,39 +163,6 @@ class NormAffine:
     kind: str
     scale: str | None
     shift: str | None
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Cost of one input at batch 1: multiply-adds, parameter count, peak bytes of live activations, measured milliseconds; and
-    the bytes that the file of `prunus.save` has at most (0: not told)."""
-
-    macs: int
-    parameters: int
-    activation_bytes: int
-    latency_ms: float | None = None
-    file_size: int = 0
-
-
-Terms: TypeAlias = "dict[tuple[str, ...], float]"
-
-
-class CostModel(Protocol):
-    """Closed form of the cost in the number of channels kept in every group."""
-
-    def cost(self, kept: Mapping[str, int]) -> Cost: ...
-
-    def costs(self, names: Sequence[str], kept: Any) -> Mapping[str, Any]:
-        """Costs of many plans at once: ``kept`` is an array (plans, names), each cost an array (plans,)."""
-        ...
-
-    def terms(self, target: str) -> list[Terms]:
-        """``macs``, ``parameters``, ``activation_bytes`` or ``file_size`` written out as sums of products.
-
-        The cost is the largest of the returned sums (one for every moment of the activations). A sum maps group names, sorted,
-        with a group as often as its channels are multiplied, to the factor of that product; ``()`` is the constant.
-        """
-        ...
 
 
 @dataclass(frozen=True, eq=False)

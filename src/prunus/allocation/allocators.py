@@ -9,7 +9,8 @@ from typing import Any
 from prunus.allocation import hand_set, ranking
 from prunus.allocation.by_sensitivity import by_sensitivity
 from prunus.allocation.knapsack import knapsack
-from prunus.errors import UnknownName
+from prunus.allocation.latency import LatencyModel
+from prunus.errors import BudgetNotMet, UnknownName
 from prunus.types import Allocator, Budget, ChannelGraph, PruningPlan, Scores
 
 Evaluate = Callable[[PruningPlan], float]
@@ -91,7 +92,7 @@ def allocate(
     graph: ChannelGraph,
     scores: Scores,
     budget: Budget,
-    allocator: str | Allocator = "global",
+    allocator: str | Allocator | None = None,
     *,
     evaluate: Evaluate | None = None,
     measure: Evaluate | None = None,
@@ -101,7 +102,7 @@ def allocate(
 
     Args:
         allocator: a name from `ALLOCATORS`, with its ``options``, e.g. ``"per_layer", ratios={"layer1.*": 1, "layer4.*": 2}``; or
-            your own `Allocator`.
+            your own `Allocator`; None: `default_allocator`.
 
     Raises:
         UnknownName: no such allocator or option.
@@ -109,4 +110,17 @@ def allocate(
         BudgetNotMet: even the smallest allowed network costs more, or channels are too coarse to come close;
             ``plan`` is the nearest.
     """
-    return resolve_allocator(allocator, options).allocate(graph, scores, budget, evaluate=evaluate, measure=measure)
+    chosen = resolve_allocator(allocator or default_allocator(budget), options)
+    while True:
+        try:
+            return chosen.allocate(graph, scores, budget, evaluate=evaluate, measure=measure)
+        except BudgetNotMet:  # with the widths that the runtime likes: try half of their multiple
+            model = graph.cost_model.relaxed() if budget.liked_widths and isinstance(graph.cost_model, LatencyModel) else None
+            if model is None:
+                raise
+            graph = replace(graph, cost_model=model)
+
+
+def default_allocator(budget: Budget) -> str:
+    """``knapsack`` where latency is a target, whose steps no order of single channels follows; else ``global``."""
+    return "global" if budget.latency is None else "knapsack"

@@ -14,6 +14,7 @@ from scipy.sparse import coo_matrix
 
 from prunus.allocation.ranking import finish, on_one_scale
 from prunus.allocation.widths import Widths
+from prunus.costs import CostTable
 from prunus.errors import InvalidBudget, PrunusWarning
 from prunus.types import Budget, ChannelGraph, PruningPlan, Scores
 
@@ -21,6 +22,9 @@ Floats = npt.NDArray[np.float64]
 CHOICES = 600
 """About so many widths are offered to the solver in all, at least `FEWEST` to a group, evenly spread over those allowed."""
 FEWEST = 8
+TABLE_CHOICES = 12
+"""At most so many to a group where layer times are given as tables: every pair of two groups' widths is a column then."""
+_TRIES = 5
 GAP = 1e-3
 """It stops once no plan can keep more importance by this share of what the found one removes; on small networks at none."""
 SECONDS = 30.0
@@ -33,33 +37,53 @@ def knapsack(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan
     so that two layers that share channels are priced together. Solved by HiGHS (scipy.optimize.milp): one binary variable for
     each width of a group, and for each product of two groups' channels one continuous variable to a width of the first, which is
     the second's channels where that width is chosen and zero elsewhere. Large networks are offered `CHOICES` widths in all; what
-    is left of the budget is then given back channel by channel. If time runs out first, a warning says how far from the optimum
-    the plan may be. ``provenance["optimality_gap"]`` holds the same.
+    is left of the budget is then given back channel by channel. A layer's time, a table over the widths of two groups and no
+    product, is priced by a continuous variable to each pair of offered widths (`TABLE_CHOICES` to a group), which is exact; where
+    more than two groups meet in a layer (concatenation), its nearest products stand in. If time runs out first, a warning says
+    how far from the optimum the plan may be. ``provenance["optimality_gap"]`` holds the same.
 
     Raises:
         InvalidBudget: a cost holds products of three groups' channels (attention over channels).
     """
     widths = Widths(graph, scores, budget)
     widths.check_reachable()
-    program = _Program(widths, [on_one_scale(group, scores.comparable) for group in widths.groups])
-    levels, gap = program.solve()
-    steps = [(float(program.steps[i][level - 1]), i) for i, deepest in enumerate(levels) for level in range(1, deepest + 1)]
+    by_group = [on_one_scale(group, scores.comparable) for group in widths.groups]
+    levels, gap = _solved(widths, by_group)
+    steps = [(float(by_group[i][level - 1]), i) for i, deepest in enumerate(levels) for level in range(1, deepest + 1)]
     plan = finish(widths, levels, [i for _, i in sorted(steps, reverse=True)], "knapsack")
     return PruningPlan(plan.keep, plan.predicted, {**plan.provenance, "optimality_gap": gap})
 
 
-class _Program:
-    """The integer program: columns are widths (chosen or not) and products; rows are constraints."""
+def _solved(widths: Widths, steps: Sequence[Floats]) -> tuple[list[int], float]:
+    """Levels within the budget, and the gap. Where a layer's time was written as products, which only come near to it, the plan
+    may cost too much: then the program is solved again with limits that are lower by as much."""
+    tightened, levels, gap = 1.0, list[int](), 0.0
+    for _ in range(_TRIES):
+        levels, gap = _Program(widths, steps, tightened).solve()
+        room = widths.gap(levels)
+        if room >= 0:
+            return levels, gap
+        tightened /= (1 - room) * 1.001
+    return [len(group.levels) - 1 for group in widths.groups], np.inf
 
-    def __init__(self, widths: Widths, steps: Sequence[Floats]) -> None:
-        self.widths, self.steps = widths, steps
-        each = max(FEWEST, CHOICES // len(widths.groups))
+
+class _Program:
+    """The integer program: columns are widths (chosen or not), products and pairs of widths; rows are constraints.
+
+    ``tightened`` is what the limits are multiplied by.
+    """
+
+    def __init__(self, widths: Widths, steps: Sequence[Floats], tightened: float = 1.0) -> None:
+        self.widths, self.steps, self.tightened = widths, steps, tightened
+        tables = any(widths.graph.cost_model.tables(target) for target in widths.limits)
+        each = max(FEWEST, min(CHOICES // len(widths.groups), TABLE_CHOICES if tables else CHOICES))
         self.offered = [_spread(len(group.levels), each) for group in widths.groups]
         self.channels = [np.array(g.levels, dtype=np.float64)[o] for g, o in zip(widths.groups, self.offered, strict=True)]
         self.first = np.cumsum([0, *(len(offered) for offered in self.offered)])
         self.columns = int(self.first[-1])
         self._numbers = {group.group.name: i for i, group in enumerate(widths.groups)}
         self._products: dict[tuple[int, int], int] = {}
+        self._pairs: dict[tuple[int, int], int] = {}
         self._entries: list[tuple[int, int, float]] = []
         self._low: list[float] = []
         self._high: list[float] = []
@@ -114,10 +138,13 @@ class _Program:
 
     def _limits(self) -> None:
         """A row for each limit; for the activations, one for every moment that exceeds it in the full network."""
-        for target, limit in self.widths.limits.items():
-            sums = [self.widths.channel_terms()] if target == "channels" else self.widths.graph.cost_model.terms(target)
-            for terms in sums:
+        model = self.widths.graph.cost_model
+        for target, wanted in self.widths.limits.items():
+            limit = wanted * self.tightened
+            for terms in [self.widths.channel_terms()] if target == "channels" else model.terms(target):
                 entries, constant = self._priced(terms)
+                for table in model.tables(target):
+                    constant += self._add_table(entries, table)
                 if constant + sum(value for value in entries.values() if value > 0) > limit:
                     self._row({column: value / limit for column, value in entries.items()}, -np.inf, (limit - constant) / limit)
 
@@ -143,6 +170,36 @@ class _Program:
                     "use allocator='global_per_cost'"
                 )
         return dict(entries), constant
+
+    def _add_table(self, entries: dict[int, float], table: CostTable) -> float:
+        """Price a layer's time, exactly at the offered widths of one or two groups, else by products; returns what is fixed."""
+        sizes = {group.name: group.num_channels for group in self.widths.graph.groups}
+        free = [self._numbers[name] for name in table.groups if name in self._numbers]
+        if len(free) > 2:
+            priced, constant = self._priced(table.products)
+            for column, value in priced.items():
+                entries[column] = entries.get(column, 0.0) + value
+            return constant
+        choices = [self.channels[self._numbers[n]] if n in self._numbers else np.array([sizes[n]]) for n in table.groups]
+        grid = np.stack([axis.ravel() for axis in np.meshgrid(*choices, indexing="ij")], axis=1) if choices else np.zeros((1, 0))
+        values: Floats = table.at(grid)
+        if not free:
+            return float(values[0])
+        columns = self._columns_of(free[0]) if len(free) == 1 else self._pair_columns(free[0], free[1])
+        for column, value in zip(columns.tolist(), values.tolist(), strict=True):
+            entries[column] = entries.get(column, 0.0) + value
+        return 0.0
+
+    def _pair_columns(self, first: int, second: int) -> npt.NDArray[np.int64]:
+        """A column for each pair of widths of two groups, 1 where both are chosen: each sums up to its group's choice."""
+        rows, columns = len(self.channels[first]), len(self.channels[second])
+        if (first, second) not in self._pairs:
+            self._pairs[first, second], self.columns = self.columns, self.columns + rows * columns
+            grid = self._pairs[first, second] + np.arange(rows * columns).reshape(rows, columns)
+            for number, lines in ((first, grid), (second, grid.T)):
+                for column, line in zip(self._columns_of(number), lines, strict=True):
+                    self._row({**dict.fromkeys(line.tolist(), 1.0), int(column): -1.0}, 0.0, 0.0)
+        return self._pairs[first, second] + np.arange(rows * columns)
 
     def _add_product(self, entries: dict[int, float], value: float, chosen: int, other: int) -> None:
         """The product of two groups' channels: a column for each width of ``chosen``, in shares of the other's full width."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from prunus.allocation.widths import Widths, allowed_widths, check_closed_form, check_limits
@@ -30,13 +31,14 @@ def reach(graph: ChannelGraph, budget: Budget) -> tuple[Reach, ...]:
     """A row for every target of ``budget``; the smallest network is the same for all of them: every group at its floor.
 
     Raises:
-        InvalidBudget: a target that has no closed form (latency).
+        InvalidBudget: a target that has no closed form (latency, unless the graph was timed).
         UnknownName: a limit that fits no group.
     """
-    check_closed_form(budget)
+    check_closed_form(graph, budget)
     check_limits(graph, budget)
     ones = {group.name: torch.ones(group.num_channels) for group in graph.prunable}
-    widths = {g.name: allowed_widths(g, ones[g.name], budget, g.name in graph.emptiable).levels for g in graph.prunable}
+    liked, may_go = graph.cost_model.multiples, graph.emptiable
+    widths = {g.name: allowed_widths(g, ones[g.name], budget, g.name in may_go, liked).levels for g in graph.prunable}
     floors = {name: levels[-1] for name, levels in widths.items()}
     rows: list[Reach] = []
     for target in budget.targets:
@@ -46,7 +48,10 @@ def reach(graph: ChannelGraph, budget: Budget) -> tuple[Reach, ...]:
                 for kept in ({g.name: g.num_channels for g in graph.prunable}, floors)
             )
         else:
-            full, smallest = (float(getattr(graph.cost_model.cost(kept), target)) for kept in ({}, floors))
+            full, smallest = (
+                float(graph.cost_model.costs(list(kept), np.array([list(kept.values())], dtype=np.float64))[target][0])
+                for kept in (dict[str, int](), floors)
+            )
         rows.append(Reach(target, smallest, budget.limit(target, full), full))
     return tuple(rows)
 

@@ -12,13 +12,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from prunus.budgets import shown_amount
+from prunus.costs import Terms
 from prunus.errors import BudgetNotMet, InvalidBudget, NothingPruned, UnknownName
-from prunus.types import Budget, ChannelGraph, ChannelGroup, PruningPlan, Scores, Terms
+from prunus.types import Budget, ChannelGraph, ChannelGroup, PruningPlan, Scores
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-_NOT_CLOSED_FORM = {"latency": "a measured latency model"}
-
+_NEEDS = (
+    "needs measurements on this machine: prunus.prune, `prunus prune` and recipes make them; to allocate by hand, take the graph "
+    "that prunus.time_network returns"
+)
 EXACTLY = "group:"
 
 
@@ -45,11 +49,11 @@ class Widths:
     def __init__(self, graph: ChannelGraph, scores: Scores, budget: Budget) -> None:
         """Raises `NothingPruned` if no group may change or the network already meets the budget, `InvalidBudget` for a target
         that has no closed form, `UnknownName` for a limit that fits no group."""
-        check_closed_form(budget)
+        check_closed_form(graph, budget)
         check_limits(graph, budget)
         self.graph, self.budget, self._scored = graph, budget, set(scores.by_group)
         self.groups = [
-            allowed_widths(g, scores.by_group[g.name], budget, g.name in graph.emptiable)
+            allowed_widths(g, scores.by_group[g.name], budget, g.name in graph.emptiable, graph.cost_model.multiples)
             for g in graph.prunable
             if g.name in scores.by_group
         ]
@@ -66,7 +70,8 @@ class Widths:
         whole = np.zeros((1, len(self.groups)), dtype=np.int64)
         self.full = {target: float(values[0]) for target, values in self._amounts(whole).items()}
         limits = {target: budget.limit(target, self.full[target]) for target in budget.targets}
-        self.limits = {target: math.floor(limit + 1e-9) or limit for target, limit in limits.items()}  # costs are whole numbers
+        # Costs are whole numbers, but for milliseconds.
+        self.limits = {t: limit if t == "latency" else math.floor(limit + 1e-9) or limit for t, limit in limits.items()}
         if self.gap(whole[0].tolist()) >= 0:
             raise NothingPruned(f"the network already meets the budget ({self.describe(self.full)}): ask for less")
 
@@ -82,7 +87,8 @@ class Widths:
         """Costs (positions,) of many positions (positions, groups) at once, in every target's unit."""
         kept = self.table[np.arange(len(self.groups)), levels]
         costs = self.graph.cost_model.costs(self._names, kept)
-        return {**{name: np.rint(costs[name]) for name in costs}, "channels": kept @ self._factors + self._other_channels}
+        whole = {name: values if name == "latency" else np.rint(values) for name, values in costs.items()}
+        return {**whole, "channels": kept @ self._factors + self._other_channels}
 
     def channel_terms(self) -> Terms:
         """The number of channels as `CostModel.terms` writes costs."""
@@ -107,7 +113,8 @@ class Widths:
         target = max(self.limits, key=lambda t: amounts[t] / self.limits[t])
         raise BudgetNotMet(
             f"the budget {self._wish(target)} can't be reached: the smallest allowed network has "
-            f"{amounts[target]:,.0f} {target} ({amounts[target] / self.full[target]:.1%} of {self.full[target]:,.0f}). "
+            f"{shown_amount(target, amounts[target])} ({amounts[target] / self.full[target]:.1%} of "
+            f"{shown_amount(target, self.full[target]).split()[0]}). "
             f"Most of it is held by {self._blockers(levels, target)}. "
             "Allow more, lower min_channels or multiple_of, raise max_pruning_ratio, or unfreeze groups"
             + (" or loosen their limits" if self.budget.limits else ""),
@@ -122,7 +129,7 @@ class Widths:
         amounts = self.amounts(levels)
         target = min(self.limits, key=lambda t: (self.limits[t] - amounts[t]) / self.limits[t])
         raise BudgetNotMet(
-            f"the budget {self._wish(target)} is missed: the closest plan found has {amounts[target]:,.0f} {target}, "
+            f"the budget {self._wish(target)} is missed: the closest plan found has {shown_amount(target, amounts[target])}, "
             f"{gap:.1%} below it (tolerance {self.budget.tolerance:.1%}). "
             f"The smallest steps are coarse, above all of {self._coarsest(levels, target)}. "
             f"Accept it with tolerance={math.ceil(gap * 1000) / 1000:.3f}, or lower multiple_of",
@@ -131,8 +138,9 @@ class Widths:
 
     def _wish(self, target: str) -> str:
         amount = self.budget.targets[target]
-        relative = f" ({amount:.1%} of {self.full[target]:,.0f})" if isinstance(amount, float) else ""
-        return f"{target} <= {self.limits[target]:,.0f}{relative}"
+        full, limit = (shown_amount(target, value[target]).removesuffix(f" {target}") for value in (self.full, self.limits))
+        relative = f" ({amount:.1%} of {full})" if isinstance(amount, float) else ""
+        return f"{target} <= {limit}{relative}"
 
     def _blockers(self, levels: list[int], target: str) -> str:
         """The three groups (frozen, unscored or at their floor) without which the cost would fall most."""
@@ -144,7 +152,9 @@ class Widths:
             if target == "channels":
                 without = full - (left * group.width_factor if group.frozen_because is None else 0)
             else:
-                without = float(getattr(self.graph.cost_model.cost({**kept, group.name: 0}), target))
+                others = {**kept, group.name: 0}
+                costs = self.graph.cost_model.costs(list(others), np.array([list(others.values())], dtype=np.float64))
+                without = float(costs[target][0])
             scored = group.name in self._scored
             why = "frozen" if group.frozen_because else (f"at its floor of {left}" if scored else "without scores, so kept whole")
             shares.append(((full - without) / full, f"`{group.name}` ({why}"))
@@ -161,7 +171,8 @@ class Widths:
 
     def describe(self, amounts: Mapping[str, float]) -> str:
         """E.g. ``1,234 macs <= 2,000``."""
-        return ", ".join(f"{amounts[t]:,.0f} {t} <= {limit:,.0f}" for t, limit in self.limits.items())
+        limits = {t: shown_amount(t, limit).removesuffix(f" {t}") for t, limit in self.limits.items()}
+        return ", ".join(f"{shown_amount(t, amounts[t])} <= {limit}" for t, limit in limits.items())
 
     def plan(self, levels: list[int], allocator: str) -> PruningPlan:
         """The plan at these levels: the channels of highest score stay."""
@@ -178,13 +189,13 @@ class Widths:
         return PruningPlan(keep, self.graph.cost_model.cost(self.kept(levels)), {"allocator": allocator, "budget": targets})
 
 
-def check_closed_form(budget: Budget) -> None:
-    """Raise `InvalidBudget` for a target that can't be computed from the channels kept."""
+def check_closed_form(graph: ChannelGraph, budget: Budget) -> None:
+    """Raise `InvalidBudget` for a target that can't be computed from the channels kept, and for liked widths nobody measured."""
     for target in budget.targets:
-        if target in _NOT_CLOSED_FORM:
-            raise InvalidBudget(
-                f"a budget on {target} needs {_NOT_CLOSED_FORM[target]}, which this version doesn't have: use macs or parameters"
-            )
+        if target != "channels" and target not in graph.cost_model.targets:
+            raise InvalidBudget(f"a budget on {target} {_NEEDS}")
+    if budget.liked_widths and "latency" not in graph.cost_model.targets:
+        raise InvalidBudget(f'multiple_of="auto" {_NEEDS}')
 
 
 def fits(glob: str, group: ChannelGroup) -> bool:
@@ -210,11 +221,16 @@ def floor_of(group: ChannelGroup, budget: Budget) -> int:
     return max(*numbers, *(math.ceil(group.num_channels * (1 - share) - 1e-9) for share in shares))
 
 
-def allowed_widths(group: ChannelGroup, scores: Tensor, budget: Budget, may_go: bool) -> GroupWidths:
-    """The widths that the budget's limits allow a group; ``may_go``: it can be emptied."""
+def allowed_widths(
+    group: ChannelGroup, scores: Tensor, budget: Budget, may_go: bool, liked: Mapping[str, int] | None = None
+) -> GroupWidths:
+    """The widths that the budget's limits allow a group; ``may_go``: it can be emptied; ``liked``: `CostModel.multiples`."""
+    multiple = budget.multiple_of if isinstance(budget.multiple_of, int) else 1
+    if budget.liked_widths and liked is not None:
+        multiple = liked.get(group.name, 1)
     n, factor = group.num_channels, group.width_factor
     floor = floor_of(group, budget)
-    levels = [n] + [c for c in range(n - 1, min(floor, n) - 1, -1) if (c * factor) % budget.multiple_of == 0]
+    levels = [n] + [c for c in range(n - 1, min(floor, n) - 1, -1) if (c * factor) % multiple == 0]
     order = torch.argsort(scores.double(), descending=True, stable=True)
     if may_go and budget.min_channels == 0 and not any(fits(glob, group) for glob in budget.limits):
         levels.append(0)

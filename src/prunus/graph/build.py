@@ -209,7 +209,9 @@ def _layers(tracer: Tracer, resolved: _Resolved) -> tuple[Layer, ...]:
             else torch.from_numpy(np.where(labels >= 0, resolved.classes[labels], -1))
         )
 
-    return tuple(Layer(c.name, c.kind, ids(c.reads), ids(c.writes), c.kernel, c.groups, c.output_size) for c in tracer.layers)
+    return tuple(
+        Layer(c.name, c.kind, ids(c.reads), ids(c.writes), c.kernel, c.groups, c.output_size, c.window) for c in tracer.layers
+    )
 
 
 def _shared_widths(tracer: Tracer) -> list[tuple[LabelVector, int]]:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
+from prunus.costs import Cost, CostTable, Terms
 from prunus.graph.labels import LabelVector
-from prunus.types import Cost, Terms
 
 Floats = npt.NDArray[np.float64]
 
@@ -112,16 +112,10 @@ class ClosedFormCost:
 
     def costs(self, names: Sequence[str], kept: Floats) -> dict[str, Floats]:
         """Costs (plans,) of many plans at once, by the names of the fields of `Cost`; ``kept``: channels (plans, names)."""
-        counts = np.repeat(self.full[:, None], len(kept), axis=1)
-        counts[[self._index[name] for name in names]] = kept.T
-        widths = self._constant[:, None] + self._coefficients @ counts
+        widths = self._widths_of(names, kept)
 
         def products(table: tuple[Floats, npt.NDArray[np.int64]]) -> Floats:
-            factors, rows = table
-            result = np.repeat(factors[:, None], len(kept), axis=1)
-            for column in rows.T:
-                result *= widths[column]
-            return result
+            return self._products(table, widths)
 
         live = self._live @ products(self._storages)
         return {
@@ -136,6 +130,45 @@ class ClosedFormCost:
         left = widths[self._slices]
         told = self._slice_bytes[:, :1] + self._slice_bytes[:, 1:] * left
         return np.where(left < self._full_slices[:, None] - 0.5, told, 0.0).sum(axis=0)
+
+    def _widths_of(self, names: Sequence[str], kept: Floats) -> Floats:
+        counts = np.repeat(self.full[:, None], len(kept), axis=1)
+        counts[[self._index[name] for name in names]] = kept.T
+        return self._constant[:, None] + self._coefficients @ counts
+
+    @staticmethod
+    def _products(table: tuple[Floats, npt.NDArray[np.int64]], widths: Floats) -> Floats:
+        factors, rows = table
+        result = np.repeat(factors[:, None], widths.shape[1], axis=1)
+        for column in rows.T:
+            result *= widths[column]
+        return result
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """What a budget may ask for."""
+        return frozenset({"macs", "parameters", "activation_bytes", "file_size"})
+
+    @property
+    def multiples(self) -> Mapping[str, int]:
+        """Of counted costs no width is better than another."""
+        return {}
+
+    def tables(self, target: str) -> Sequence[CostTable]:
+        """None: counted costs are products."""
+        return ()
+
+    def layer_widths(self) -> list[list[Terms]]:
+        """For each of the graph's layers its widths (read, written, others) as sums over the groups' channels."""
+        return [[self._linear(int(row)) for row in rows[rows > 0]] for rows in self._layers[1]]
+
+    def written_bytes(self, names: Sequence[str], kept: Floats) -> Floats:
+        """Bytes of all activations that a pass writes, by plan: see `costs`."""
+        return self._products(self._storages, self._widths_of(names, kept)).sum(axis=0)
+
+    def written_bytes_terms(self) -> Terms:
+        """The same written out, see `terms`."""
+        return self._expanded(*self._storages)
 
     def terms(self, target: str) -> list[Terms]:
         """The cost written out: products of the groups' channels and their factors; see `CostModel.terms`.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prunus.graph.labels import LabelVector
 from prunus.graph.op_call import OpCall
+from prunus.types import Window
 
 _FIXED_INPUT = "read by a weight whose width is fixed"
 READS_FIXED = "its weight also reads an input whose width is fixed"
@@ -52,7 +53,12 @@ def convolution(op: OpCall) -> None:
     for other in moved.values():  # channels on the axis of the batch or on one of pixels
         factor, widths = factor / len(other), (*widths, other)
     kind = "transposed convolution" if transposed else "convolution"
-    op.tracer.add_layer(op, kind, widths, tuple(weight.shape[2:]), groups, factor)
+    op.tracer.add_layer(op, kind, widths, tuple(weight.shape[2:]), groups, factor, window=_window(op))
+
+
+def _window(op: OpCall) -> Window:
+    names = ("stride", "padding", "dilation", "output_padding")
+    return Window(tuple(op.args[0].shape), *(tuple(int(n) for n in op.argument(name)) for name in names))
 
 
 def _over_channels(op: OpCall, axis: int) -> LabelVector | None:

@@ -22,7 +22,7 @@ from prunus.graph.held import Held
 from prunus.graph.labels import LabelField, LabelSpace, LabelVector
 from prunus.graph.op_call import NO_LABELS, OpCall, is_mutating
 from prunus.graph.op_rules import rule_for
-from prunus.types import Role, Units, call_model
+from prunus.types import Role, Units, Window, call_model
 
 _CHECKS_WIDTH = "`nn.MultiheadAttention` insists on the width that it was made with"
 _ATTRIBUTE = "_prunus_labels"
@@ -63,9 +63,10 @@ class LayerCall:
         out: Tensor,
         factor: float,
         weighted: bool,
+        window: Window | None,
     ) -> None:
         self.name, self.kind, self.kernel, self.groups, self.factor = name, kind, kernel, groups, factor
-        self.weighted = weighted
+        self.weighted, self.window = weighted, window
         self.reads, self.writes, *self.others = widths
         self.output_size = tuple(out.shape)
 
@@ -174,12 +175,13 @@ class Tracer(TorchDispatchMode):
         groups: int,
         factor: float,
         weighted: bool = True,
+        window: Window | None = None,
     ) -> None:
         """A call that costs ``factor`` x width(reads) x width(writes) (x the width of any other labelled axis) multiply-adds.
 
         ``weighted``: one of the two is a weight, not both activations.
         """
-        self.layers.append(LayerCall(self.module_path, kind, widths, kernel, groups, op.outs[0], factor, weighted))
+        self.layers.append(LayerCall(self.module_path, kind, widths, kernel, groups, op.outs[0], factor, weighted, window))
 
     @property
     def module_path(self) -> str:
