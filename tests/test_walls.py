@@ -44,8 +44,9 @@ ONLY_IN = {
     "plotly": {"report"},
     "timm": {"sources"},
     "sklearn": {"sources", "importance"},
+    "optuna": {"allocation"},
 }
-EXTRAS = {("importance", "sklearn")}
+EXTRAS = {("importance", "sklearn"), ("allocation", "optuna")}
 """Imports of the core that only one function makes, when it is called, and whose absence it reports."""
 
 

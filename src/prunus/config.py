@@ -117,7 +117,8 @@ class PruneConfig(_Section):
     criterion_options: dict[str, Any] = Field(default_factory=dict, description="options of the criterion")
     allocator: str = Field(
         "global",
-        description="uniform, global, global_per_cost, knapsack, per_layer, thresholds, mean_minus_deviations or sensitivity",
+        description="uniform, global, global_per_cost, knapsack, per_layer, thresholds, mean_minus_deviations, sensitivity, "
+        "netadapt or search",
     )
     allocator_options: dict[str, Any] = Field(
         default_factory=dict, description='options of the allocator, e.g. { ratios = { "layer1.*" = 1.0, "layer4.*" = 2.0 } }'

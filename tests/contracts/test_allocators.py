@@ -47,7 +47,9 @@ def accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
         return 0.9 - sum((1 + zlib.crc32(name.encode()) % 7) / 7 * share**2 for name, share in shares.items())
 
     def with_accuracy(graph: Any, scores: Any, budget: Any, allocator: Any, **options: Any) -> PruningPlan:
-        handed_in = {"evaluate": evaluate} if isinstance(allocator, str) else {}
+        handed_in: dict[str, Any] = {"evaluate": evaluate} if isinstance(allocator, str) else {}
+        if allocator == "search":
+            handed_in["trials"] = 5
         return allocate(graph, scores, budget, allocator, **handed_in, **options)
 
     monkeypatch.setattr(prunus, "allocate", with_accuracy)

@@ -10,6 +10,8 @@ from prunus.allocation import hand_set, ranking
 from prunus.allocation.by_sensitivity import by_sensitivity
 from prunus.allocation.knapsack import knapsack
 from prunus.allocation.latency import LatencyModel
+from prunus.allocation.netadapt import netadapt
+from prunus.allocation.search import search
 from prunus.errors import BudgetNotMet, UnknownName
 from prunus.types import Allocator, Budget, ChannelGraph, PruningPlan, Scores
 
@@ -69,6 +71,8 @@ ALLOCATORS: dict[str, AllocatorRow] = {
             ("points", "shares", "epsilon", "fixed"),
             asks=frozenset({"evaluate"}),
         ),
+        AllocatorRow("netadapt", netadapt, ("rounds", "decay", "step", "rule"), asks=frozenset({"evaluate"})),
+        AllocatorRow("search", search, ("result", "trials", "sampler", "lowest", "seed"), asks=frozenset({"evaluate"})),
     )
 }
 
