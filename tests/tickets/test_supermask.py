@@ -57,7 +57,7 @@ def test_only_the_logits_are_trained() -> None:
         loss = nn.functional.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert sum(losses[-5:]) < sum(losses[:5])
     assert [name for name, _ in supermasks(model)] == ["0.weight", "2.weight"]
     model.eval()
