@@ -43,10 +43,10 @@ ONLY_IN = {
     "pydantic": {"config"},
     "plotly": {"report"},
     "timm": {"sources"},
-    "sklearn": {"sources", "importance", "reconstruction"},
+    "sklearn": {"sources", "importance"},
     "optuna": {"allocation"},
 }
-EXTRAS = {("importance", "sklearn"), ("allocation", "optuna"), ("reconstruction", "sklearn")}
+EXTRAS = {("importance", "sklearn"), ("allocation", "optuna")}
 """Imports of the core that only one function makes, when it is called, and whose absence it reports."""
 
 

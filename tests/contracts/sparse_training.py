@@ -55,8 +55,7 @@ def data(count: int = 48) -> TensorDataset:
 
 
 def loader(batch: int = 12) -> DataLoader[tuple[Tensor, ...]]:
-    """With a generator of its own the order is the same in however many processes."""
-    return DataLoader(data(), batch_size=batch, shuffle=True, generator=torch.Generator())
+    return DataLoader(data(), batch_size=batch, shuffle=True, generator=torch.Generator())  # one or more processes: one order
 
 
 def task() -> SparsityTask:

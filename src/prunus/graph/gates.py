@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from prunus.graph.labels import named_tensors
-from prunus.types import ChannelGraph
+from prunus.types import ChannelGraph, Role
 
 READING_FUNCTIONS: dict[Any, bool] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), True),
@@ -30,24 +30,24 @@ class Gates(TorchFunctionMode):
     def __init__(self, model: nn.Module, graph: ChannelGraph, values: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.values = dict(values)
-        tensors = dict(named_tensors(model))
-        order = {name: i for i, name in enumerate(self.values)}
         self._offsets = [0]
         for gate in self.values.values():
             self._offsets.append(self._offsets[-1] + gate.shape[-1])
-        self._index: dict[int, Tensor] = {}
-        for group in graph.groups:
-            if group.name not in order:
-                continue
-            start = 1 + self._offsets[order[group.name]]
-            for member in group.with_role("reads"):
-                weight = tensors[member.parameter_axis.parameter]
-                index = self._index.setdefault(
-                    id(weight), torch.zeros(weight.shape[member.parameter_axis.axis], dtype=torch.int64)
-                )
-                channels = torch.arange(start, start + group.num_channels).unsqueeze(1)
-                index[member.positions] = channels.expand_as(member.positions)
+        self._index = self._positions(model, graph, "reads")
         self._joined: Tensor | None = None
+
+    def _positions(self, model: nn.Module, graph: ChannelGraph, role: Role) -> dict[int, Tensor]:
+        """Identity of a weight -> which gate belongs to each index along its axis of this role: 1 + its number, 0 for none."""
+        tensors = dict(named_tensors(model))
+        starts = {name: 1 + offset for name, offset in zip(self.values, self._offsets, strict=False)}
+        found: dict[int, Tensor] = {}
+        for group in graph.groups:
+            for member in group.with_role(role) if group.name in starts else ():
+                weight, axis = tensors[member.parameter_axis.parameter], member.parameter_axis.axis
+                index = found.setdefault(id(weight), torch.zeros(weight.shape[axis], dtype=torch.int64))
+                channels = torch.arange(group.num_channels).unsqueeze(1) + starts[group.name]
+                index[member.positions] = channels.expand_as(member.positions)
+        return found
 
     def __enter__(self) -> Any:
         gates = list(self.values.values())

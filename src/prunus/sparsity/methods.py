@@ -8,29 +8,15 @@ from typing import Any, TypeAlias
 
 from prunus.errors import UnknownName
 from prunus.importance.row import Number
-from prunus.sparsity.gradual_taylor import GradualTaylor
-from prunus.sparsity.ista import Ista
-from prunus.sparsity.resrep import ResRep
+from prunus.sparsity.aofp import AOFP
 from prunus.sparsity.slimming import NetworkSlimming
+from prunus.sparsity.soft_pruning import GeometricMedianPruning, SoftFilterPruning
+from prunus.sparsity.two_temperature import TwoTemperatureSelection
 from prunus.training_hooks import SparsityMethod
 
+Values: TypeAlias = "tuple[Any, ...] | Number"
 SWITCH = (False, True)
-
-
-@dataclass(frozen=True)
-class Whole:
-    """The values of an option that is a whole number: at least ``low``."""
-
-    low: int
-
-    def __contains__(self, value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= self.low
-
-    def __str__(self) -> str:
-        return f"a whole number from {self.low} up"
-
-
-Values: TypeAlias = "tuple[Any, ...] | Number | Whole"
+_ZEROING: Mapping[str, Values] = {"every": Number(1), "mask_gradients": SWITCH, "zero": ("filters", "channels")}
 
 
 @dataclass(frozen=True)
@@ -70,7 +56,7 @@ class SparsityRow:
 
     def _check(self, option: str, value: Any) -> None:
         allowed = self.options[option]
-        if not isinstance(allowed, tuple):
+        if isinstance(allowed, Number):
             if value not in allowed:
                 raise UnknownName(f"{self.name}.{option}={value!r} is not {allowed}")
         elif not any(value == known and type(value) is type(known) for known in allowed):
@@ -95,48 +81,68 @@ SPARSITY_METHODS: dict[str, SparsityRow] = {
             {"paper": {}, "short": {"strength": 5e-3, "initial_scale": 0.0}},
         ),
         SparsityRow(
-            "ista",
-            Ista,
-            "Ye et al., Rethinking the Smaller-Norm-Less-Informative Assumption in Channel Pruning of Convolution Layers, ICLR "
-            "2018",
-            "batch norms, one to a group",
-            {"strength": Number(), "rescale": Number(low=1e-9)},
-            {"paper": {}, "short": {"strength": 0.05}},
+            "sfp",
+            SoftFilterPruning,
+            "He et al., Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks, IJCAI 2018",
+            "",
+            _ZEROING,
+            {"paper": {}, "short": {"zero": "channels"}},
         ),
         SparsityRow(
-            "resrep",
-            ResRep,
-            "Ding et al., ResRep: Lossless CNN Pruning via Decoupling Remembering and Forgetting, ICCV 2021",
-            "batch norms directly behind convolutions",
-            {
-                "strength": Number(),
-                "warmup_epochs": Number(),
-                "interval": Whole(1),
-                "per_selection": Whole(1),
-                "momentum": Number(high=1.0),
-                "residual": SWITCH,
-            },
-            {"paper": {}, "short": {"strength": 1e-3, "warmup_epochs": 1.0, "interval": 10}},
+            "fpgm",
+            GeometricMedianPruning,
+            "He et al., Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration, CVPR 2019",
+            "",
+            {"norm_share": Number(high=1.0), **_ZEROING},
+            {"paper": {}, "short": {"mask_gradients": False, "zero": "channels"}, "mix": {"norm_share": 0.1}},
         ),
         SparsityRow(
-            "taylor",
-            GradualTaylor,
-            "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019; preset paper_2016: Molchanov et al., "
-            "Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR 2017",
+            "aofp",
+            AOFP,
+            "Ding et al., Approximated Oracle Filter Pruning for Destructive CNN Width Optimization, ICML 2019",
             "",
             {
-                "interval": Whole(1),
-                "per_removal": Whole(0),
-                "until": Number(high=1.0),
-                "warmup_epochs": Number(),
-                "group_lasso": Number(),
-                "momentum": Number(high=1.0),
-                "normalisation": ("none", "l2"),
+                "threshold": Number(),
+                "steps_per_half": Number(1),
+                "start": Number(),
+                "patience": Number(1),
+                "stop_at_budget": SWITCH,
+                "inclusive": SWITCH,
+                "never_drawn": ("kept", "first"),
+                "first_half": ("half", "power_of_two"),
+                "next_outputs": ("alive", "all"),
             },
             {
                 "paper": {},
-                "paper_2016": {"per_removal": 1, "group_lasso": 0.0, "momentum": 0.0, "normalisation": "l2"},
-                "short": {"interval": 4, "per_removal": 0},
+                "tensorflow": {
+                    "steps_per_half": 20_000,
+                    "inclusive": True,
+                    "never_drawn": "first",
+                    "first_half": "power_of_two",
+                    "next_outputs": "all",
+                },
+                "short": {"threshold": 0.05, "steps_per_half": 10, "start": 0},
+            },
+        ),
+        SparsityRow(
+            "two_temperature",
+            TwoTemperatureSelection,
+            "after Colombo and Gao, Differentiable Architecture Pruning for Transfer Learning, 2021 (reconstruction)",
+            "",
+            {
+                "strength": Number(),
+                "stop_at_budget": SWITCH,
+                "sharp": Number(),
+                "smooth": Number(),
+                "initial": Number(float("-inf")),
+                "rate": Number(),
+                "weights": ("kept", "resampled"),
+                "settle": Number(high=1.0),
+            },
+            {
+                "paper": {},
+                "short": {"weights": "kept", "stop_at_budget": True, "rate": 10.0, "settle": 0.3},
+                "transfer": {"rate": 10.0},
             },
         ),
     )
