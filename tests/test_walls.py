@@ -43,10 +43,10 @@ ONLY_IN = {
     "pydantic": {"config"},
     "plotly": {"report"},
     "timm": {"sources"},
-    "sklearn": {"sources", "importance"},
+    "sklearn": {"sources", "importance", "reconstruction"},
     "optuna": {"allocation"},
 }
-EXTRAS = {("importance", "sklearn"), ("allocation", "optuna")}
+EXTRAS = {("importance", "sklearn"), ("allocation", "optuna"), ("reconstruction", "sklearn")}
 """Imports of the core that only one function makes, when it is called, and whose absence it reports."""
 
 

@@ -84,6 +84,19 @@ class OptimizerConfig(_Section):
         False, description="batch norm keeps its statistics and parameters: steadier where images or batches are few"
     )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate after the warm-up")
+    first_layer_lr: float = Field(
+        1.0, gt=0, le=1, description="learning rate of the first layer, as a share of the last's; geometric in between"
+    )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay, by step, of a moving average of the weights, which is what is kept; 0: none"
+    )
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup: images are mixed in pairs by Beta(alpha, alpha); 0: none")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many epochs without a better accuracy on the validation images; none: never"
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="weights of the last epoch, or of the one best on the validation images (results are marked as such)"
+    )
     sparse_gradients: float = Field(
         0.0,
         ge=0,
@@ -194,8 +207,21 @@ class PruneConfig(_Section):
         return self
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {"epochs": 3, "lr": 0.01, "warmup_epochs": 0.3, "first_layer_lr": 0.5, "ema": 0.98},
+    "standard": {"epochs": 15, "lr": 0.02, "warmup_epochs": 1.0, "first_layer_lr": 0.5, "ema": 0.995},
+    "long": {"epochs": 60, "lr": 0.05, "warmup_epochs": 3.0, "ema": 0.999, "label_smoothing": 0.1},
+}
+"""Fine-tuning: a few epochs to see how far it comes, as many as pruning as a rule needs, and as from the start. All with a
+cosine, and weight decay on weights only."""
+
+
 class RecoverConfig(OptimizerConfig):
-    """Between surgery and the final accuracy: BN recalibration, then fine-tuning."""
+    """Between surgery and the final accuracy: the ladder of recovery, cheap to dear."""
+
+    preset: Literal["quick", "standard", "long"] | None = Field(
+        None, description="defaults of fine-tuning for 3, 15 or 60 epochs with an averaged copy; what else is given goes first"
+    )
 
     epochs: int = Field(10, ge=0, description="epochs of fine-tuning after every round")
     lr: float = Field(0.02, gt=0, description="peak learning rate of fine-tuning")
@@ -203,6 +229,13 @@ class RecoverConfig(OptimizerConfig):
     final_epochs: int = Field(0, ge=0, description="more epochs after the last round")
     distill: float = Field(0.0, ge=0, le=1, description="share of the loss that compares with the unpruned network's answers")
     temperature: float = Field(2.0, gt=0, description="of those answers: higher tells more of the improbable classes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """A preset's values, where nothing else is given."""
+        tree = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+        return {**PRESETS[tree["preset"]], **tree} if tree.get("preset") in PRESETS else given
 
 
 class FunctionsConfig(_Section):

@@ -55,7 +55,8 @@ def data(count: int = 48) -> TensorDataset:
 
 
 def loader(batch: int = 12) -> DataLoader[tuple[Tensor, ...]]:
-    return DataLoader(data(), batch_size=batch, shuffle=True, generator=torch.Generator())  # one or more processes: one order
+    """With a generator of its own the order is the same in however many processes."""
+    return DataLoader(data(), batch_size=batch, shuffle=True, generator=torch.Generator())
 
 
 def task() -> SparsityTask:

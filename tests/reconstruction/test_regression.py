@@ -20,49 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 import prunus
 from prunus.errors import EvidenceError, UnknownName, UnsupportedNetwork
-from prunus.reconstruction import ReconstructionReport, recalibrate, reconstruct
+from prunus.reconstruction import ReconstructionReport, reconstruct
 from prunus.types import PruningPlan
+from refitting import EVERY, Block, Two, data, error, half, settled
 from small_nets import NETS
-
-EVERY = 10_000
-"""More points than any map here has: all of them."""
-
-
-def data(number: int = 3, count: int = 20, channels: int = 3, size: int = 7) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    return [torch.randn(count, channels, size, size, generator=generator, dtype=torch.float64) for _ in range(number)]
-
-
-def half(model: nn.Module, inputs: Tensor, *groups: str) -> tuple[nn.Module, prunus.SurgeryRecord]:
-    """Every second channel of the named groups (none: of all) is removed."""
-    graph = prunus.trace(model, inputs[:1])
-    keep = {g.name: torch.arange(g.num_channels) % 2 == 0 for g in graph.prunable if not groups or g.name in groups}
-    return prunus.remove(model, graph, PruningPlan(keep, graph.cost()))
-
-
-def settled(model: nn.Module, batches: list[Tensor]) -> nn.Module:
-    model = model.double().eval()
-    recalibrate(model, batches)
-    return model
-
-
-def error(small: nn.Module, full: nn.Module, x: Tensor) -> float:
-    with torch.no_grad():
-        y = full(x)
-        return float(((small(x) - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum())
-
-
-class Two(nn.Module):
-    """A pointwise layer and the one to be refitted."""
-
-    def __init__(self, second: nn.Module, last: int = 0) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 8, 1)
-        self.second = second
-        self.last = nn.Conv2d(last, 2, 1) if last else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.second(torch.relu(self.first(x))))
 
 
 def _patches(x: Tensor, layer: nn.Conv2d) -> np.ndarray:
@@ -162,24 +123,6 @@ def test_without_bias_and_norm_there_is_no_intercept() -> None:
     expected = LinearRegression(fit_intercept=False).fit(rows, y).coef_
     np.testing.assert_allclose(small.second.weight.detach().flatten(1).numpy(), expected, atol=1e-9)
     assert not report.layers[-1].intercept and "`second.weight`" in str(report) and "without intercept" in str(report)
-
-
-class Block(nn.Module):
-    """A stem whose stream is pruned, and a residual block behind it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.middle = nn.Conv2d(8, 10, 3, padding=1)
-        self.last = nn.Conv2d(10, 8, 1, bias=False)
-        self.norm = nn.BatchNorm2d(8)
-        self.head = nn.Conv2d(8, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = torch.relu(self.stem(x))
-        out = self.norm(self.last(torch.relu(self.middle(shortcut))))
-        out += shortcut
-        return self.head(torch.relu(out))
 
 
 def test_a_residual_branch_makes_up_for_its_shortcut() -> None:

@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from prunus.config import OptimizerConfig, parse_recipe
-from prunus.errors import RecipeError, TrainingError
+from prunus.errors import RecipeError, TrainingError, UnknownName
 from prunus.training import train
 from prunus.training.distill import DistillationLoss
+from prunus.training.features import FeatureLoss, feature_pairs
 
 
 class Fixed(nn.Module):
@@ -62,3 +63,90 @@ def test_what_cannot_be_compared_is_refused() -> None:
     tree = {"model": {"source": "cifar:resnet8"}, "recover": {"distill": 0.5}, "functions": {"loss": "mine.py:loss"}}
     with pytest.raises(RecipeError, match=r"recover\.distill compares class probabilities: .* functions\.loss of your own"):
         parse_recipe(tree)
+
+
+class Maps(nn.Module):
+    """A convolution and a norm that do nothing, and as many logits as there are channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width, eps=0.0)
+        self.norm.eval()
+        self.head = nn.Linear(width, 2, bias=False)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.conv(x)).mean((2, 3)))
+
+
+def filled(width: int, *weights: float) -> Maps:
+    net = Maps(width)
+    with torch.no_grad():
+        net.conv.weight.copy_(torch.tensor(weights).view(-1, 1, 1, 1))
+    return net
+
+
+def test_feature_maps_by_hand() -> None:
+    """Teacher's channels (1, 5, 2), of which the first and third are left: (1, 2); the student has (1, 3)."""
+    teacher, student = filled(3, 1.0, 5.0, 2.0), filled(2, 1.0, 3.0)
+    kept = {"norm.weight": {0: torch.tensor([0, 2])}}
+    x = torch.full((2, 1, 2, 2), 2.0)
+    pairs = feature_pairs(teacher, student, kept, x)
+    assert [(pair.layer, pair.kept.tolist()) for pair in pairs] == [("norm", [0, 2])]
+    features = FeatureLoss(teacher, student, pairs)
+    loss_fn = DistillationLoss(teacher, 0.0, 1.0, features=features, feature_weight=0.5)
+    targets = torch.tensor([0, 1])
+    with features.watching():
+        loss = loss_fn(student(x), (x, targets))
+        with torch.no_grad():
+            judged = loss_fn(student(x), (x, targets))
+    # maps are twice the weights: ((2 - 2)^2 + (6 - 4)^2) / (2^2 + 4^2) = 0.2; the labels' loss is log 2
+    assert float(loss.detach()) == pytest.approx(math.log(2) + 0.5 * 0.2, rel=1e-6)
+    assert float(judged) == pytest.approx(math.log(2), rel=1e-6)
+    loss.backward()
+    # d/dw of 0.5 (sum (2w - 4)^2 over 8 places) / (20 * 8), by the second weight: 0.5 * 2 * (6 - 4) * 2 / 20
+    assert student.conv.weight.grad.flatten().tolist() == pytest.approx([0.0, 0.2], abs=1e-6)
+    assert teacher.conv.weight.grad is None
+    assert not student.norm._forward_hooks and not teacher.norm._forward_hooks
+
+
+def test_layers_are_the_last_norm_of_every_extent() -> None:
+    def net(wide: int) -> nn.Module:
+        return nn.Sequential(
+            *(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, wide, 1), nn.BatchNorm2d(wide), nn.MaxPool2d(2)),
+            *(nn.Conv2d(wide, 3, 1), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)),
+        )
+
+    x = torch.randn(2, 1, 4, 4)
+    teacher = net(6).train()
+    statistics = teacher[1].running_mean.clone()
+    kept = {"4.weight": {0: torch.tensor([1, 3, 4])}}
+    pairs = feature_pairs(teacher, net(3), kept, x)
+    assert [(pair.layer, None if pair.kept is None else pair.kept.tolist()) for pair in pairs] == [("4", [1, 3, 4]), ("7", None)]
+    assert torch.equal(teacher[1].running_mean, statistics) and teacher.training
+    chosen = feature_pairs(teacher, net(3), {**kept, "3.weight": kept["4.weight"]}, x, layers=["3"])
+    assert [pair.layer for pair in chosen] == ["3"]
+
+
+def test_what_has_no_feature_maps_is_refused() -> None:
+    x = torch.randn(2, 1, 4, 4)
+    with pytest.raises(UnknownName, match="unknown layer to compare 'nrm': did you mean norm"):
+        feature_pairs(Maps(2), Maps(2), {}, x, layers=["nrm"])
+    with pytest.raises(TrainingError, match="no layer's feature maps can be compared"):
+        feature_pairs(nn.Sequential(nn.Flatten()), nn.Sequential(nn.Flatten()), {}, x)
+    features = FeatureLoss(Maps(2), Maps(2), feature_pairs(Maps(2), Maps(2), {}, x))
+    with pytest.raises(TrainingError, match="`norm` gave no feature map in training"):
+        features()
+
+
+def test_mixed_images_are_shown_to_the_teacher_once() -> None:
+    teacher, calls = Fixed([0.0, 1.0]), []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    loss_fn = DistillationLoss(teacher, 0.5, 1.0)
+    student, x = Fixed([1.0, 0.0]), torch.zeros(2, 3)
+    for targets in (torch.tensor([0, 1]), torch.tensor([1, 1])):
+        loss_fn(student(x), (x, targets))
+    assert len(calls) == 1
+    loss_fn(student(x.clone()), (x.clone(), torch.tensor([1, 1])))
+    assert len(calls) == 2

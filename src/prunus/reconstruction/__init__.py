@@ -1,5 +1,6 @@
 """Recovering accuracy without training: what can be computed from data."""
 
+from prunus.reconstruction.channel_pruning import ChannelPruning, prune_channels
 from prunus.reconstruction.compensation import Compensation, compensate, compensate_removed
 from prunus.reconstruction.constants import FoldingReport, fold_constants
 from prunus.reconstruction.lossless import LosslessResult, prune_lossless
@@ -8,6 +9,7 @@ from prunus.reconstruction.regression import LayerFit, ReconstructionReport, rec
 from prunus.reconstruction.statistics import recalibrate
 
 __all__ = [
+    "ChannelPruning",
     "Compensation",
     "FoldingReport",
     "LayerFit",
@@ -17,6 +19,7 @@ __all__ = [
     "compensate",
     "compensate_removed",
     "fold_constants",
+    "prune_channels",
     "prune_lossless",
     "recalibrate",
     "reconstruct",

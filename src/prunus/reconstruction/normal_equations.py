@@ -54,6 +54,13 @@ class NormalEquations:
             setattr(both, name, getattr(self, name) + getattr(other, name))
         return both
 
+    def of_inputs(self, columns: Tensor) -> NormalEquations:
+        """The equations of these inputs alone (int64)."""
+        part = NormalEquations(0, len(columns), self.xy.shape[2])
+        part.points, part.yy, part.y = self.points, self.yy, self.y
+        part.xx, part.xy, part.x = self.xx[:, columns][:, :, columns], self.xy[:, columns], self.x[:, columns]
+        return part
+
     def centred(self, intercept: bool) -> tuple[Tensor, Tensor]:
         """x'x (groups, inputs, inputs) and x'y (groups, inputs, outputs), without the means where there is an intercept."""
         if not intercept:

@@ -97,7 +97,8 @@ def reconstruct(
     lost no channel are refitted, too, if what they read has changed.
 
     Args:
-        small: what `prunus.remove` gave; recalibrate batch norms afterwards, not before. Changed in place.
+        small: what `prunus.remove` gave, changed in place. Layers in front of a batch norm are fitted to its statistics as they
+            are: recalibrating them afterwards undoes part of it (ResNet-20 on CIFAR-10 at half the MACs: 78 -> 75 %).
         full: the network before; untouched.
         record: the record of the surgery that leads from ``full`` to ``small``.
         data: batches ``(inputs, targets)`` or inputs alone, gone through once for every layer: a loader or a list.
@@ -116,7 +117,7 @@ def reconstruct(
     check_repeatable(run)
     sites = find_sites(small, run.inputs(to_device(next(iter(run)), small)), forward_fn)
     _check_networks(small, full, record, sites)
-    chosen, not_fitted = _chosen(small, sites, tuple(skip))
+    chosen, not_fitted = fittable(small, sites, tuple(skip))
     fits: list[LayerFit] = []
     with _restored_on_failure(small):
         for site in chosen:
@@ -142,9 +143,9 @@ def _check_networks(small: nn.Module, full: nn.Module, record: SurgeryRecord, si
             )
 
 
-def _chosen(small: nn.Module, sites: Mapping[str, Site], skip: tuple[str, ...]) -> tuple[list[Site], dict[str, str]]:
-    """Sites that can be refitted, in order, and why others can't."""
-    tensors = dict(named_tensors(small))
+def fittable(model: nn.Module, sites: Mapping[str, Site], skip: tuple[str, ...] = ()) -> tuple[list[Site], dict[str, str]]:
+    """Sites that can be refitted, in the order of execution, and why others can't (weight -> reason), but for those to skip."""
+    tensors = dict(named_tensors(model))
     for glob in skip:
         if not any(fnmatchcase(name, glob) for name in sites):
             raise UnknownName.among("layer in skip", glob, sites)

@@ -1,8 +1,8 @@
 """Training that makes channels removable: the table of methods, which the training loop calls, and their formulas."""
 
+from prunus.sparsity.compactors import merge_compactor, resrep_gradient
 from prunus.sparsity.methods import SPARSITY_METHODS, SparsityRow, resolve_method
 from prunus.sparsity.penalties import ista_step, memory_cost, rescaled
-from prunus.sparsity.resrep import merge_compactor, resrep_gradient
 from prunus.sparsity.two_temperature import two_temperature_gate
 
 __all__ = [

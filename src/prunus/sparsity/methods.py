@@ -9,14 +9,32 @@ from typing import Any, TypeAlias
 from prunus.errors import UnknownName
 from prunus.importance.row import Number
 from prunus.sparsity.aofp import AOFP
+from prunus.sparsity.gradual_taylor import GradualTaylor
+from prunus.sparsity.ista import Ista
+from prunus.sparsity.resrep import ResRep
 from prunus.sparsity.slimming import NetworkSlimming
 from prunus.sparsity.soft_pruning import GeometricMedianPruning, SoftFilterPruning
 from prunus.sparsity.two_temperature import TwoTemperatureSelection
 from prunus.training_hooks import SparsityMethod
 
-Values: TypeAlias = "tuple[Any, ...] | Number"
 SWITCH = (False, True)
-_ZEROING: Mapping[str, Values] = {"every": Number(1), "mask_gradients": SWITCH, "zero": ("filters", "channels")}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The values of an option that is a whole number: at least ``low``."""
+
+    low: int
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= self.low
+
+    def __str__(self) -> str:
+        return f"a whole number from {self.low} up"
+
+
+Values: TypeAlias = "tuple[Any, ...] | Number | Whole"
+_ZEROING: Mapping[str, Values] = {"every": Whole(1), "mask_gradients": SWITCH, "zero": ("filters", "channels")}
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,7 @@ class SparsityRow:
 
     def _check(self, option: str, value: Any) -> None:
         allowed = self.options[option]
-        if isinstance(allowed, Number):
+        if not isinstance(allowed, tuple):
             if value not in allowed:
                 raise UnknownName(f"{self.name}.{option}={value!r} is not {allowed}")
         elif not any(value == known and type(value) is type(known) for known in allowed):
@@ -81,6 +99,51 @@ SPARSITY_METHODS: dict[str, SparsityRow] = {
             {"paper": {}, "short": {"strength": 5e-3, "initial_scale": 0.0}},
         ),
         SparsityRow(
+            "ista",
+            Ista,
+            "Ye et al., Rethinking the Smaller-Norm-Less-Informative Assumption in Channel Pruning of Convolution Layers, ICLR "
+            "2018",
+            "batch norms, one to a group",
+            {"strength": Number(), "rescale": Number(low=1e-9)},
+            {"paper": {}, "short": {"strength": 0.05}},
+        ),
+        SparsityRow(
+            "resrep",
+            ResRep,
+            "Ding et al., ResRep: Lossless CNN Pruning via Decoupling Remembering and Forgetting, ICCV 2021",
+            "batch norms directly behind convolutions",
+            {
+                "strength": Number(),
+                "warmup_epochs": Number(),
+                "interval": Whole(1),
+                "per_selection": Whole(1),
+                "momentum": Number(high=1.0),
+                "residual": SWITCH,
+            },
+            {"paper": {}, "short": {"strength": 1e-3, "warmup_epochs": 1.0, "interval": 10}},
+        ),
+        SparsityRow(
+            "taylor",
+            GradualTaylor,
+            "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019; preset paper_2016: Molchanov et al., "
+            "Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR 2017",
+            "",
+            {
+                "interval": Whole(1),
+                "per_removal": Whole(0),
+                "until": Number(high=1.0),
+                "warmup_epochs": Number(),
+                "group_lasso": Number(),
+                "momentum": Number(high=1.0),
+                "normalisation": ("none", "l2"),
+            },
+            {
+                "paper": {},
+                "paper_2016": {"per_removal": 1, "group_lasso": 0.0, "momentum": 0.0, "normalisation": "l2"},
+                "short": {"interval": 4, "per_removal": 0},
+            },
+        ),
+        SparsityRow(
             "sfp",
             SoftFilterPruning,
             "He et al., Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks, IJCAI 2018",
@@ -103,9 +166,9 @@ SPARSITY_METHODS: dict[str, SparsityRow] = {
             "",
             {
                 "threshold": Number(),
-                "steps_per_half": Number(1),
-                "start": Number(),
-                "patience": Number(1),
+                "steps_per_half": Whole(1),
+                "start": Whole(0),
+                "patience": Whole(1),
                 "stop_at_budget": SWITCH,
                 "inclusive": SWITCH,
                 "never_drawn": ("kept", "first"),

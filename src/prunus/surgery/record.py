@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunus.errors import ArtifactError
 from prunus.graph.build import fingerprint
+from prunus.surgery.replaced import ReplaceEdit, from_tree, to_tree
 
 _MOST_INDICES = 2**24  # a record is small; a file that asks for more is damaged or hostile
 
@@ -58,7 +59,7 @@ class BiasEdit:
     layer: str
 
 
-Edit: TypeAlias = "SliceEdit | AttributeEdit | IndexEdit | BiasEdit"
+Edit: TypeAlias = "SliceEdit | AttributeEdit | IndexEdit | BiasEdit | ReplaceEdit"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,10 @@ class SurgeryRecord:
         table: dict[str, dict[int, Tensor]] = {}
         for edit in self.edits:
             if isinstance(edit, SliceEdit):
-                table.setdefault(edit.parameter, {})[edit.axis] = edit.kept
+                axes = table.setdefault(edit.parameter, {})
+                axes[edit.axis] = (
+                    axes[edit.axis][edit.kept] if edit.axis in axes else edit.kept
+                )  # sliced again after a replacement
         return table
 
     @property
@@ -98,6 +102,21 @@ class SurgeryRecord:
         return tuple(edit.layer for edit in self.edits if isinstance(edit, BiasEdit))
 
     @property
+    def replacements(self) -> tuple[ReplaceEdit, ...]:
+        """Layers that others stand in for, in order."""
+        return tuple(edit for edit in self.edits if isinstance(edit, ReplaceEdit))
+
+    def stages(self) -> list[SurgeryRecord]:
+        """The record in parts to be carried out one after another: in each, replacements come first and slices mean what is
+        there then. The first part replaces nothing."""
+        parts: list[list[Edit]] = [[]]
+        for edit in self.edits:
+            if isinstance(edit, ReplaceEdit) and not (parts[-1] and isinstance(parts[-1][-1], ReplaceEdit)):
+                parts.append([])
+            parts[-1].append(edit)
+        return [SurgeryRecord(self.fingerprint, tuple(part), self.versions) for part in parts]
+
+    @property
     def repaired(self) -> tuple[str, ...]:
         """What the network's own code held and was set anew: ``module.attribute`` of widths, buffers of channel numbers."""
         attributes = [f"{e.module}.{e.attribute}".lstrip(".") for e in self.edits if isinstance(e, AttributeEdit) and e.repaired]
@@ -111,6 +130,13 @@ class SurgeryRecord:
         Raises:
             ArtifactError: ``later`` slices an axis that doesn't have the width this record leaves.
         """
+        *done, last = self.stages()
+        first, *rest = later.stages()
+        edits = (*(e for part in done for e in part.edits), *last._then(first), *(e for part in rest for e in part.edits))
+        return SurgeryRecord(self.fingerprint, edits, later.versions)
+
+    def _then(self, later: SurgeryRecord) -> tuple[Edit, ...]:
+        """The edits of one stage and of another right after it, which replaces nothing."""
         slices = {(e.parameter, e.axis): e for e in self.edits if isinstance(e, SliceEdit)}
         attributes = {(e.module, e.attribute): e for e in self.edits if isinstance(e, AttributeEdit)}
         added = {f"{layer}.bias" for layer in self.biases}
@@ -118,7 +144,7 @@ class SurgeryRecord:
             if isinstance(edit, AttributeEdit):
                 attributes[edit.module, edit.attribute] = edit
                 continue
-            if isinstance(edit, (IndexEdit, BiasEdit)) or edit.parameter in added:
+            if isinstance(edit, (IndexEdit, BiasEdit, ReplaceEdit)) or edit.parameter in added:
                 continue
             before = slices.get((edit.parameter, edit.axis))
             if before is not None and len(before.kept) != edit.size:
@@ -131,8 +157,7 @@ class SurgeryRecord:
             slices[edit.parameter, edit.axis] = SliceEdit(edit.parameter, edit.axis, kept, size)
         indices = [IndexEdit(name, values) for name, values in (self.indices | later.indices).items()]
         biases = [BiasEdit(layer) for layer in dict.fromkeys((*self.biases, *later.biases))]
-        edits = (*slices.values(), *attributes.values(), *indices, *biases)
-        return SurgeryRecord(self.fingerprint, edits, later.versions)
+        return (*self.replacements, *slices.values(), *attributes.values(), *indices, *biases)
 
     @classmethod
     def nothing_removed(cls, model: nn.Module) -> SurgeryRecord:
@@ -149,6 +174,8 @@ class SurgeryRecord:
                 edits.append({"index": e.buffer, "values": e.values.tolist()})
             elif isinstance(e, BiasEdit):
                 edits.append({"bias": e.layer})
+            elif isinstance(e, ReplaceEdit):
+                edits.append(to_tree(e))
             else:
                 held = {"repaired": True} if e.repaired else {}
                 edits.append({"attribute": e.attribute, "module": e.module, "value": e.value, **held})
@@ -186,6 +213,8 @@ def _read_edit(item: Mapping[str, Any]) -> Edit:
         return IndexEdit(str(item["index"]), torch.tensor(values, dtype=torch.int64))
     if "bias" in item:
         return BiasEdit(str(item["bias"]))
+    if "replace" in item:
+        return from_tree(item)
     value = item["value"]
     numbers = cast("list[Any]", value if isinstance(value, list) else [value])
     least = -1 if isinstance(value, list) else 0  # a sequence may hold more than widths: (-1, 64)

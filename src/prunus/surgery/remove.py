@@ -16,6 +16,7 @@ from prunus.surgery.added_bias import give_bias, why_no_bias
 from prunus.surgery.emptied import replace_emptied
 from prunus.surgery.record import AttributeEdit, BiasEdit, IndexEdit, SliceEdit, SurgeryRecord, current_versions
 from prunus.surgery.repair import attribute_edits, fits, index_edits, set_attribute
+from prunus.surgery.replaced import ReplaceEdit, replace_layers, why_not_replaceable
 from prunus.types import ChannelGraph, PruningPlan
 
 
@@ -87,15 +88,27 @@ def removed_positions(graph: ChannelGraph, plan: PruningPlan, roles: tuple[str, 
 def apply_record(model: nn.Module, record: SurgeryRecord) -> nn.Module:
     """Repeat a surgery on a network of the same architecture; ``model`` is untouched.
 
+    Layers that were put in the place of others have weights of zero: `load` fills them.
+
     Raises:
         ArtifactError: the architecture is another one.
     """
-    problem = _misfit(model, record)
+    first, *later = record.stages()
+    problem = _misfit(model, first)
     if problem is None and fingerprint(model) != record.fingerprint:
         problem = "names or shapes of parameters differ; build the full-size network it was made from"
     if problem is not None:
         raise ArtifactError(f"the record is of another architecture: {problem}")
-    return _rebuild(model, record, None, None)
+    small = _rebuild(model, first, None, None)
+    for stage in later:
+        problem = next((why for edit in stage.replacements if (why := why_not_replaceable(small, edit)) is not None), None)
+        if problem is None:
+            small = replace_layers(small, stage.replacements)
+            problem = _misfit(small, stage)
+        if problem is not None:
+            raise ArtifactError(f"the record is of another architecture: {problem}")
+        small = _rebuild(small, stage, None, None)
+    return small
 
 
 def _misfit(model: nn.Module, record: SurgeryRecord) -> str | None:
@@ -116,6 +129,8 @@ def _misfit(model: nn.Module, record: SurgeryRecord) -> str | None:
                 return f"it gives the layer `{edit.layer}` a bias, and there is none of that name"
             if (why := why_no_bias(modules[edit.layer])) is not None:
                 return f"it gives the layer `{edit.layer}` a bias, but {why}"
+        elif isinstance(edit, ReplaceEdit):
+            continue
         elif edit.parameter not in shapes:
             return f"this network has no `{edit.parameter}`"
         elif edit.axis >= len(shapes[edit.parameter]) or shapes[edit.parameter][edit.axis] != edit.size:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunus.errors import TrainingError
+from prunus.training.features import FeatureLoss
 from prunus.training.objective import Objective
 from prunus.types import ForwardFn
 
@@ -17,8 +18,9 @@ class DistillationLoss:
     """``(1 - weight)`` of the cross entropy with the labels, and ``weight`` of the divergence from ``teacher``'s answers.
 
     The second part is T^2 KL(softmax(teacher / T) || softmax(student / T)), a mean over the batch: Hinton, Vinyals and Dean,
-    "Distilling the Knowledge in a Neural Network" (2015), section 2. The teacher runs in eval mode, on the same images, without
-    gradients; where none are being computed (validation) the labels' loss alone is returned, so that figures stay comparable.
+    "Distilling the Knowledge in a Neural Network" (2015), section 2. ``features`` adds ``feature_weight`` times the distance of
+    the feature maps. The teacher runs in eval mode, on the same images, without gradients; where none are being computed
+    (validation) the labels' loss alone is returned, so that figures stay comparable.
 
     Raises:
         TrainingError: an output isn't logits of the same shape as the teacher's.
@@ -32,9 +34,13 @@ class DistillationLoss:
         *,
         label_smoothing: float = 0.0,
         forward_fn: ForwardFn | None = None,
+        features: FeatureLoss | None = None,
+        feature_weight: float = 0.0,
     ) -> None:
         self.teacher, self.weight, self.temperature = teacher.eval(), weight, temperature
         self.labels = Objective(None, None, forward_fn, label_smoothing)
+        self.features, self.feature_weight = features, feature_weight
+        self._answered: tuple[Any, Any] = (None, None)
 
     def __call__(self, output: Any, batch: Any) -> Tensor:
         training = torch.is_grad_enabled()
@@ -43,12 +49,19 @@ class DistillationLoss:
             return by_labels
         if isinstance(output, Tensor):
             self.teacher.to(output.device)
-        with torch.no_grad():
-            answer = self.labels.forward(self.teacher, self.labels.inputs(batch))
+        answer = self._answer(self.labels.inputs(batch))
         if not isinstance(output, Tensor) or not isinstance(answer, Tensor) or output.shape != answer.shape:
             raise TrainingError(
                 "distillation compares logits: the network must return one tensor, of the same shape as the teacher's"
             )
         student, teacher = (functional.log_softmax(logits / self.temperature, dim=1) for logits in (output, answer))
         divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
-        return (1 - self.weight) * by_labels + self.weight * self.temperature**2 * divergence
+        loss = (1 - self.weight) * by_labels + self.weight * self.temperature**2 * divergence
+        return loss if self.features is None else loss + self.feature_weight * self.features()
+
+    def _answer(self, inputs: Any) -> Any:
+        """What the teacher says; asked once for the same images (mixup compares them with two sets of labels)."""
+        if self._answered[0] is not inputs:
+            with torch.no_grad():
+                self._answered = inputs, self.labels.forward(self.teacher, inputs)
+        return self._answered[1]

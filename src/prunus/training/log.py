@@ -53,12 +53,22 @@ class EpochLog:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """A whole run. ``resumed_from`` is the epoch that a checkpoint had finished, or None; ``note`` says what was special."""
+    """A whole run. ``resumed_from`` is the epoch that a checkpoint had finished, or None; ``note`` says what was special.
+
+    ``best_kept``: the network has the weights of the epoch that was best on the evaluation data, not those of the last one.
+    """
 
     epochs: tuple[EpochLog, ...]
     seed: int
     resumed_from: int | None = None
     note: str = ""
+    best_kept: bool = False
+
+    @property
+    def best(self) -> EpochLog | None:
+        """The first epoch of the best accuracy on the evaluation data; None without such data."""
+        judged = [epoch for epoch in self.epochs if epoch.accuracy is not None]
+        return max(judged, key=lambda epoch: epoch.accuracy or 0.0) if judged else None
 
     @property
     def seconds(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 
 from prunus.config import OptimizerConfig
 from prunus.errors import TrainingError
+from prunus.training.averaging import Average
+from prunus.training.best import Best
 from prunus.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, usable_path
 from prunus.training.evaluation import run_evaluation
 from prunus.training.log import EpochLog, TrainingLog
 from prunus.training.losses import EpochLosses
+from prunus.training.mixup import Mixed
 from prunus.training.objective import MetricFn, Objective, batch_size
 from prunus.training.optimizers import build_optimizer, learning_rate, total_steps, warmup_steps
 from prunus.training.placement import (
@@ -81,6 +85,10 @@ def train(
     and so of what convolutions compute, while it trains. Mixed precision is used on GPUs; evaluation is always in the network's
     own precision.
 
+    With ``settings.ema`` the network is evaluated with, and in the end has, the moving average of its weights. With
+    ``settings.patience`` training stops early, and with ``settings.keep = "best"`` the network gets the weights of its best
+    epoch; both judge by the accuracy on ``evaluation_loader``, which should be validation images: never those of the final test.
+
     Raises:
         TrainingError: non-finite loss, a loader that yields nothing or has no length, a checkpoint of another run.
         ArtifactError: a checkpoint that can't be read or written.
@@ -89,6 +97,12 @@ def train(
         raise TrainingError("resume needs the path of a checkpoint: give checkpoint=PATH")
     if checkpoint_steps is not None and (checkpoint is None or checkpoint_steps < 1):
         raise TrainingError(f"checkpoint_steps = {checkpoint_steps} needs checkpoint=PATH and a number of steps above zero")
+    if evaluation_loader is None and (settings.patience is not None or settings.keep == "best"):
+        raise TrainingError('patience and keep = "best" judge epochs by validation images: give an evaluation_loader')
+    if settings.ema and method is not None:
+        raise TrainingError(
+            "a moving average of the weights (ema) has none of the zeros that a sparsity method makes: set ema = 0"
+        )
     objective = Objective(loss_fn, metric, forward_fn, settings.label_smoothing)
     if settings.epochs == 0 and settings.steps is None:
         return TrainingLog((), seed, note=f"{description}: epochs = 0, nothing was trained")
@@ -145,6 +159,8 @@ class _Run:
         self.num_epochs = -(-self.steps // steps)  # the last may be a part of one
         self.epochs: tuple[EpochLog, ...] = ()
         self.checkpoint: Path | None = None
+        self.average: Average | None = None
+        self.best = Best()
         self.within: dict[str, Any] | None = None  # where in an unfinished epoch a checkpoint was made
         self.saved = ""  # what the checkpoint holds
 
@@ -163,17 +179,21 @@ class _Run:
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, self.settings, options))
         self.forward: nn.Module = self.accelerator.prepare_model(_Forward(self.model, self.objective))
         self.checkpoint = checkpoint
+        self.average = Average(self.model, self.settings.ema) if self.settings.ema else None
         if self.method is not None:
             self.method.begin(self.steps, self.steps_per_epoch)
         finished, note = self._restore(checkpoint) if resume and checkpoint is not None else (None, "")
         main = self.accelerator.is_main_process
         with progress_bar(description, self.steps, enabled=main) as report:
             for epoch in range(len(self.epochs), self.num_epochs):
+                if self.settings.patience is not None and self.best.epochs_since(epoch) >= self.settings.patience:
+                    note = f"{note}; " * bool(note) + f"stopped early after epoch {epoch} of {self.num_epochs}"
+                    break
                 what = f"{description} {epoch + 1}/{self.num_epochs}"
                 log = self._epoch(epoch, what, report)
                 share_buffers(self.accelerator, self.model)
                 if evaluation_loader is not None:
-                    log = replace(log, accuracy=self._evaluate(evaluation_loader, f"{what}, evaluation"))
+                    log = replace(log, accuracy=self._evaluate(evaluation_loader, f"{what}, evaluation", epoch + 1))
                 if self.method is not None:
                     self.method.end_epoch(log.loss)
                     log = replace(log, sparsity=describe(self.method.progress()))
@@ -181,10 +201,20 @@ class _Run:
                 self._save(f"epoch {len(self.epochs)}")
                 if on_epoch is not None and main:
                     on_epoch(log)
-        return TrainingLog(self.epochs, self.seed, finished, note)
+        if self.average is not None:
+            self.average.into_model()
+        if self.settings.keep == "best":
+            self.best.into_model(self.model)
+        return TrainingLog(self.epochs, self.seed, finished, note, best_kept=self.settings.keep == "best")
 
-    def _evaluate(self, loader: Iterable[Any], what: str) -> float:
-        return run_evaluation(self.accelerator, self.model, loader, self.objective, what, show=False).accuracy
+    def _evaluate(self, loader: Iterable[Any], what: str, epoch: int) -> float:
+        """The accuracy of the weights that would be kept now, which are remembered if they are the best."""
+        if self.average is not None:
+            self.average.share(self.accelerator)
+        with self.average.swapped_in() if self.average is not None else nullcontext():
+            found = run_evaluation(self.accelerator, self.model, loader, self.objective, what, show=False).accuracy
+            self.best.offer(found, epoch, self.model if self.settings.keep == "best" else None)
+        return found
 
     def _epoch(self, epoch: int, what: str, report: Report) -> EpochLog:
         train_mode(self.model, self.settings.freeze_batch_norm)
@@ -228,13 +258,12 @@ class _Run:
         warmup = warmup_steps(self.settings, self.steps_per_epoch)
         lr = learning_rate(step, self.steps, warmup, self.settings.lr, self.settings.schedule)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         return lr
 
     def _step(self, batch: Any) -> Tensor:
         """Forward, backward, update; returns the loss without waiting for it."""
-        output = self.forward(self.objective.inputs(batch))
-        loss = self.objective.loss(output, batch, training=True)
+        loss = self._loss(batch)
         if self.method is not None:
             loss = loss + self.method.penalty()
         self.accelerator.backward(loss)
@@ -250,7 +279,17 @@ class _Run:
             parameter.grad = None
         if self.method is not None and not cast("Any", self.optimizer).step_was_skipped:
             self.method.after_step()
+        if self.average is not None:
+            self.average.update()
         return loss.detach()
+
+    def _loss(self, batch: Any) -> Tensor:
+        if self.settings.mixup:
+            mixed = Mixed(batch, self.settings.mixup)
+            output = self.forward(mixed.inputs)
+            return mixed.loss(lambda batch: self.objective.loss(output, batch, training=True))
+        output = self.forward(self.objective.inputs(batch))
+        return self.objective.loss(output, batch, training=True)
 
     def _check(self, losses: EpochLosses, epoch: int) -> None:
         """Stop at a loss that isn't finite."""
@@ -307,6 +346,8 @@ class _Run:
             "sparsity": None if self.method is None else self.method.state_dict(),
             "gradients": self.gradients.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "best": self.best.state_dict(),
         }
 
     def _restore(self, path: Path) -> tuple[int | None, str]:
@@ -320,6 +361,9 @@ class _Run:
             self.method.load_state_dict(stored.state["sparsity"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(stored.state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(stored.state["average"])
+        self.best.load_state_dict(stored.state["best"])
         self.epochs, self.within = stored.epochs, stored.state["within"]
         done = len(self.epochs)
         self.saved = f"epoch {done}" if self.within is None else f"epoch {done + 1}, step {self.within['losses']['steps']}"

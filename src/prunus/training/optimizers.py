@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +28,7 @@ def build_optimizer(
     trained = [p for name, p in named.items() if name not in apart]
     if not named:
         raise TrainingError("nothing to train: no parameter of the network requires a gradient (requires_grad is False)")
-    # Biases and the scales and shifts of norms are vectors: decay would pull them away from where the data put them.
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = _groups(trained, settings)
     groups += [{"params": [named[name]], "weight_decay": 0.0, **wanted} for name, wanted in apart.items()]
     if settings.optimizer == "adamw":
         foreign = sorted({key for wanted in apart.values() for key in wanted} - {"weight_decay"})
@@ -44,6 +39,32 @@ def build_optimizer(
             )
         return torch.optim.AdamW(groups, lr=settings.lr)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+
+
+def _groups(trained: Sequence[nn.Parameter], settings: OptimizerConfig) -> list[dict[str, Any]]:
+    """Weights and the rest; with a rate of its own for every layer, two groups a layer (``lr_scale``: its share of the rate)."""
+    scales = layer_scales(trained, settings.first_layer_lr) if settings.first_layer_lr < 1 else [1.0] * len(trained)
+    groups: list[dict[str, Any]] = []
+    for scale in dict.fromkeys(scales):
+        here = [p for p, own in zip(trained, scales, strict=True) if own == scale]
+        # Biases and the scales and shifts of norms are vectors: decay would pull them away from where the data put them.
+        parts = (([p for p in here if p.ndim >= 2], settings.weight_decay), ([p for p in here if p.ndim < 2], 0.0))
+        extra = {} if scale == 1 else {"lr_scale": scale}
+        groups += [{"params": part, "weight_decay": decay, **extra} for part, decay in parts if part]
+    return groups
+
+
+def layer_scales(trained: Sequence[nn.Parameter], first: float) -> list[float]:
+    """Every parameter's share of the learning rate: ``first`` in the first layer, 1 in the last, geometric in between.
+
+    A layer begins with a parameter of two or more dimensions, in the network's order; the vectors behind it belong to it.
+    """
+    layers: list[int] = []
+    for parameter in trained:
+        before = layers[-1] if layers else 0
+        layers.append(before + (parameter.ndim >= 2 and bool(layers)))
+    last = max(layers, default=0)
+    return [first ** ((last - layer) / last) if last else 1.0 for layer in layers]
 
 
 def learning_rate(step: int, steps: int, warmup_steps: int, peak: float, schedule: str = "cosine") -> float:
