@@ -164,6 +164,13 @@ class PruneConfig(_Section):
     )
     tolerance: float = Field(0.01, ge=0, lt=1, description="how far below the budget the plan may stay, as a share of it")
     batches: int = Field(8, ge=1, description="training batches that a data-driven criterion sees")
+    trial_images: int | None = Field(
+        1000,
+        ge=1,
+        description="images that allocators which try plans out (sensitivity, netadapt, search) judge them on, after BN "
+        "recalibration as `recover` says: of the validation images, or of the training images where those are the test images; "
+        "none: all",
+    )
     augment: bool = Field(
         True,
         description="those batches are augmented like training's; off: plain images, which a trained network may know by heart",
@@ -173,8 +180,12 @@ class PruneConfig(_Section):
     def _check_rounds(self) -> PruneConfig:
         if self.rounds > 1 and self.channels_per_round is not None:
             raise ValueError("rounds and channels_per_round exclude each other: the budget decides how many rounds there are")
-        if self.allocator == "sensitivity" and (self.rounds > 1 or self.channels_per_round is not None):
-            raise ValueError("a sensitivity scan is of the unpruned network, so that sensitivity allocates in one round only")
+        earlier = {"points", "result"} & self.allocator_options.keys()
+        if earlier and (self.rounds > 1 or self.channels_per_round is not None):
+            raise ValueError(
+                f"allocator_options.{min(earlier)} is what was found on the unpruned network: it serves one round; leave it out, "
+                "and plans are tried out in every round"
+            )
         if self.momentum and self.rounds == 1 and self.channels_per_round is None:
             raise ValueError(
                 "momentum carries scores from round to round, and there is one only: set rounds or channels_per_round"

@@ -99,6 +99,26 @@ def test_prune_with_data_and_onnx(nets: Path) -> None:
     assert "written: small.prunus, small.onnx" in result.stdout and (nets / "small.onnx").stat().st_size > 0
 
 
+def test_prune_with_limits_and_options_of_the_allocator(nets: Path) -> None:
+    """Of the first layer's 8 channels at most a quarter goes, of the second's 16 eight stay."""
+    args = ("prune", "nets.py:small", "--input", "3x8x8", "--tolerance", "0.3", "--json")
+    limits = ("--limit", "0=0.25", "--limit", "2 = 8")
+    found = json.loads(call(*args, "--budget", "macs=0.5", *limits).stdout)
+    assert found["kept"]["0"] >= 6 and found["kept"]["2"] >= 8
+    (row,) = json.loads(call(*args, "--budget", "macs=0.5", *limits, "--dry-run").stdout)
+    assert row["smallest"] == 6 * 3 * 9 * 36 + 8 * 6 * 9 * 16 + 3 * 8
+    one = call(*args, "--budget", "macs=0.6", "--allocator", "per_layer", "--allocator-option", 'ratios={"2": 1.0}')
+    assert json.loads(one.stdout)["kept"] == {"2": json.loads(one.stdout)["kept"]["2"]}
+    for bad, text in (
+        (("--limit", "9=0.5"), "unknown group or layer in limits '9'"),
+        (("--limit", "0=most"), "can't read limit '0=most'"),
+        (("--allocator-option", "ratios"), "can't read the option 'ratios': write NAME=VALUE"),
+        (("--allocator-option", "shares=3"), "unknown option of allocator global 'shares'"),
+    ):
+        result = call(*args, "--budget", "macs=0.5", *bad)
+        assert result.exit_code == 2 and text in result.stderr
+
+
 def test_prune_with_compensation(nets: Path) -> None:
     args = ("prune", "nets.py:small", "--budget", "macs=0.5", "--data", "fake:3x10x10x3", "--tolerance", "0.2")
     assert call(*args, "--out", "plain.prunus").exit_code == 0

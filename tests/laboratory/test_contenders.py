@@ -43,7 +43,7 @@ def test_options_are_json_or_text() -> None:
     [
         ("l7", UnknownName, "unknown criterion 'l7': did you mean"),
         ("taylor(per_exampel=true)", UnknownName, "unknown option of criterion taylor 'per_exampel': did you mean per_example"),
-        ("taylor(per_example)", RecipeError, "can't read the option 'per_example' of a criterion: write NAME=VALUE"),
+        ("taylor(per_example)", RecipeError, "can't read the option 'per_example': write NAME=VALUE"),
         ("taylor(on=weights", RecipeError, "a bracket is missing"),
         (" , ", RecipeError, "no criterion is named: write all, or names by comma, e.g. taylor,l1"),
     ],

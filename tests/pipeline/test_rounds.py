@@ -49,11 +49,11 @@ def test_paces_by_hand(pace: str, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("rounds", [{"rounds": 2}, {"channels_per_round": 6}])
-def test_a_scan_of_the_unpruned_network_serves_one_round(rounds: dict[str, int]) -> None:
-    with pytest.raises(
-        ValueError, match="a sensitivity scan is of the unpruned network, so that sensitivity allocates in one round"
-    ):
-        PruneConfig(allocator="sensitivity", **rounds)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("allocator", "option"), [("sensitivity", "points"), ("search", "result")])
+def test_what_was_found_on_the_unpruned_network_serves_one_round(rounds: dict[str, int], allocator: str, option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} is what was found on the unpruned network: it serves one round"):
+        PruneConfig(allocator=allocator, allocator_options={option: "found.json"}, **rounds)  # type: ignore[arg-type]
+    PruneConfig(allocator=allocator, **rounds)  # type: ignore[arg-type]
 
 
 def test_shares_of_groups_are_of_the_network_before_the_first_round() -> None:

@@ -34,6 +34,11 @@ class AllocatorRow:
         """First line of the function's docstring."""
         return (self.function.__doc__ or "").strip().splitlines()[0]
 
+    @property
+    def tries_plans(self) -> bool:
+        """Whether it needs ``evaluate``: not where an option tells what an earlier scan or search found."""
+        return "evaluate" in self.asks and not {"points", "result"} & self.bound.keys()
+
     def allocate(
         self,
         graph: ChannelGraph,

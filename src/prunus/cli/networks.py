@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prunus import CRITERIA, Budget, ChannelGraph, load, prune, reach, save, trace
-from prunus.allocation import check_reach
+from prunus.allocation import check_reach, resolve_allocator
 from prunus.budgets import parse_limits
 from prunus.cli.app import app, console
 from prunus.cli.given import (
@@ -74,6 +74,10 @@ def prune_command(
     out: Annotated[Path, typer.Option(help="file of the small network")] = Path("small.prunus"),
     criterion: Annotated[str, typer.Option(help="a name from `prunus criteria`")] = "l1",
     allocator: Annotated[str, typer.Option(help="uniform, global, global_per_cost, knapsack, ...")] = "global",
+    allocator_option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE of the allocator, e.g. points=sensitivity/sensitivity.json; may be repeated"),
+    ] = None,
     data: Data = None,
     image_size: ImageSize = None,
     batches: Annotated[int, typer.Option(min=1, help="batches of 64 images that a criterion with data sees")] = 8,
@@ -109,6 +113,9 @@ def prune_command(
         "limits": parse_limits(limit or ()),
     }
     wanted = Budget.parse(budget, **limits)
+    from prunus.laboratory.contenders import read_options
+
+    options = read_options(allocator_option or ())
     if data is not None and input_shape is not None:
         raise RecipeError("--input gives the shape where there are no data: leave it out, or leave out --data")
     if data is None and image_size is not None:
@@ -131,7 +138,7 @@ def prune_command(
             criterion,
             loader,
             None,
-            allocator,
+            resolve_allocator(allocator, options) if options else allocator,
             keep or (),
             mixing=cast(Any, mixing),
             whole_groups=whole_groups,

@@ -98,7 +98,7 @@ def read_options(items: Iterable[str]) -> dict[str, Any]:
     for item in filter(None, (part.strip() for part in items)):
         name, sep, raw = (part.strip() for part in item.partition("="))
         if not sep or not name or not raw:
-            raise RecipeError(f"can't read the option {item!r} of a criterion: write NAME=VALUE")
+            raise RecipeError(f"can't read the option {item!r}: write NAME=VALUE")
         try:
             found[name] = json.loads(raw.lower() if raw.lower() in ("true", "false") else raw)
         except json.JSONDecodeError:

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from prunus.allocation import allocate
 from prunus.allocation.sensitivity import (
     A_POINT,
     SHARES,
@@ -32,15 +31,15 @@ from prunus.importance import score
 from prunus.importance.criteria import resolve_criterion
 from prunus.laboratory.images import images_in, scoring_batches, test_loader
 from prunus.laboratory.settings import Subject
+from prunus.pipeline.images import evaluation_images
 from prunus.pipeline.result import environment
 from prunus.pipeline.stages import Stages, read_json, write_json
+from prunus.pipeline.trying import provable
 from prunus.report.sensitivity import write_sensitivity
-from prunus.sources import DataBundle
-from prunus.sources.bundle import ImageDataset
 from prunus.surgery import remove, silence, verify
-from prunus.surgery.prove import Checks, prove
+from prunus.surgery.prove import Checks
 from prunus.training import evaluate
-from prunus.types import Budget, ChannelGraph, PruningPlan, Scores
+from prunus.types import ChannelGraph, PruningPlan, Scores
 
 EXAMPLES = 2
 SPLITS = ("validation", "training")
@@ -154,8 +153,7 @@ class _Scan:
         if not graph.prunable:
             shown = "; ".join(f"`{g.name}`: {g.frozen_because}" for g in graph.frozen[:3])
             raise NothingPruned(f"all {len(graph.groups)} groups are frozen, so there is nothing to scan. {shown}")
-        random = score(self.model, graph, "random", seed=0)
-        return prove(Checks(self.model, self.examples, forward_fn=forward_fn), graph, lambda g: _half(g, random)).graph
+        return provable(self.model, graph, Checks(self.model, self.examples, forward_fn=forward_fn))
 
     @cached_property
     def scores(self) -> Scores:
@@ -217,28 +215,6 @@ class _Scan:
                 report,
             )
         return small
-
-
-def evaluation_images(data: DataBundle, split: str) -> tuple[Dataset[Any], str, list[str]]:
-    """The images of this split, its name, and what to tell the user: validation images that are the test images aren't taken."""
-    if split == "validation" and not _same_images(data.validation, data.test):
-        return data.validation, split, []
-    if split == "training":
-        return data.calibration, split, []
-    note = "the validation images of these data are the test images: accuracies of the scan are those on training images"
-    return data.calibration, "training", [note]
-
-
-def _same_images(one: Dataset[Any], other: Dataset[Any]) -> bool:
-    if isinstance(one, ImageDataset) and isinstance(other, ImageDataset):
-        return one.images is other.images and not set(one.indices).isdisjoint(other.indices)
-    return one is other
-
-
-def _half(graph: ChannelGraph, scores: Scores) -> PruningPlan:
-    """A plan that takes something from as many groups as it can."""
-    known = Scores({g.name: scores.by_group[g.name] for g in graph.prunable}, scores.criterion, scores.comparable)
-    return allocate(graph, known, Budget(channels=0.5, max_pruning_ratio=1.0, tolerance=0.99), "uniform")
 
 
 def _groups(graph: ChannelGraph, scores: Scores, points: Sequence[SensitivityPoint]) -> list[dict[str, Any]]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch.utils.data import Dataset
+
 from prunus.config import Recipe
 from prunus.errors import DataError
 from prunus.sources import DataBundle, load_data, own_normalisation
+from prunus.sources.bundle import ImageDataset
 
 
 def load_images(recipe: Recipe, *, at_least: int) -> DataBundle:
@@ -32,3 +37,19 @@ def load_images(recipe: Recipe, *, at_least: int) -> DataBundle:
     if len(bundle.test) < at_least:  # pyright: ignore[reportArgumentType]
         raise DataError(f"{data.source} has fewer than {at_least} test images: nothing could be judged on them")
     return bundle
+
+
+def evaluation_images(data: DataBundle, split: str) -> tuple[Dataset[Any], str, list[str]]:
+    """The images of this split, its name, and what to tell the user: validation images that are the test images aren't taken."""
+    if split == "validation" and not _same_images(data.validation, data.test):
+        return data.validation, split, []
+    if split == "training":
+        return data.calibration, split, []
+    note = "the validation images of these data are the test images: accuracies of the scan are those on training images"
+    return data.calibration, "training", [note]
+
+
+def _same_images(one: Dataset[Any], other: Dataset[Any]) -> bool:
+    if isinstance(one, ImageDataset) and isinstance(other, ImageDataset):
+        return one.images is other.images and not set(one.indices).isdisjoint(other.indices)
+    return one is other

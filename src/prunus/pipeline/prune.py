@@ -15,6 +15,7 @@ from prunus.graph import trace
 from prunus.graph.trace import Keep
 from prunus.importance import score
 from prunus.pipeline.removal import Compensate, removed, wants_data
+from prunus.pipeline.trying import JudgeFn, provable, tried_out
 from prunus.reconstruction import FoldingReport
 from prunus.surgery import SurgeryRecord
 from prunus.surgery.prove import Checks, prove
@@ -86,6 +87,7 @@ def prune(
     optimizer: torch.optim.Optimizer | None = None,
     ema: nn.Module | None = None,
     compensate: Compensate | None = None,
+    evaluate: JudgeFn | None = None,
     **options: Any,
 ) -> PruneResult:
     """Prune ``model`` (which is untouched) to ``budget`` and prove the result: removed == silenced, in float64.
@@ -100,6 +102,8 @@ def prune(
         optimizer, ema: moved along, see `prunus.remove`.
         compensate: ``"mean"`` puts the removed channels' mean activations into what read them, see `prunus.remove`; ``data`` are
             then read once more. The proof is that of the removal; what compensation does is in ``compensation``.
+        evaluate: accuracy (higher = better) of a small network, which it may change; for allocators that try plans out
+            (sensitivity, netadapt, search). What can't be shown exact is frozen before they start.
 
     Raises:
         PrunusError: what `trace`, `score`, `allocate` and `remove` raise.
@@ -113,11 +117,14 @@ def prune(
     scores = score(model, graph, criterion, data, loss_fn, forward_fn=forward_fn, batches=batches, seed=seed, **options)
 
     def plan_for(graph: ChannelGraph) -> PruningPlan:
-        return allocate(graph, _of_prunable(scores, graph), budget, allocator)
+        judge = None if evaluate is None else tried_out(model, graph, evaluate)
+        return allocate(graph, _of_prunable(scores, graph), budget, allocator, evaluate=judge)
 
     report, notes = None, ()
     if verify:
         checks = Checks(model, example_inputs, forward_fn=forward_fn, train_inputs=train_inputs)
+        if evaluate is not None:
+            graph = provable(model, graph, checks)
         proof = prove(checks, graph, plan_for)
         graph, plan, report, notes = proof.graph, proof.plan, proof.report, proof.notes
         scores = _of_prunable(scores, graph) if proof.frozen else scores

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from prunus.allocation import allocate, resolve_allocator
+from prunus.allocation import AllocatorRow, allocate, resolve_allocator
 from prunus.allocation.widths import EXACTLY, fits, floor_of
 from prunus.budgets import Amount, Budget
 from prunus.config import PruneConfig
@@ -92,11 +92,17 @@ class ChannelsPerRound:
 
         Where widths are multiples of something, that is the next number above ``count`` that they allow.
         """
-        plan = allocate(graph, scores, budget, self.inner)
+        plan = allocate(graph, scores, budget, self.inner, evaluate=evaluate, measure=measure)
         if removed_channels(plan) <= self.count:
             return plan
         only_channels = dict.fromkeys(budget.targets) | {"channels": graph.num_prunable_channels - self.count}
-        return allocate(graph, scores, replace(budget, tolerance=0.99, **only_channels), self.inner)
+        return allocate(graph, scores, replace(budget, tolerance=0.99, **only_channels), self.inner, evaluate=evaluate)
+
+
+def tries_plans(allocator: Allocator) -> bool:
+    """Whether this allocator, as it is set, needs the accuracies of plans."""
+    inner = allocator.inner if isinstance(allocator, ChannelsPerRound) else allocator
+    return isinstance(inner, AllocatorRow) and inner.tries_plans
 
 
 def removed_channels(plan: PruningPlan) -> int:

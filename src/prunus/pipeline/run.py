@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,10 +25,11 @@ from prunus.pipeline.networks import Networks
 from prunus.pipeline.preferences import PAGE, write_preferences
 from prunus.pipeline.prune import PruneResult, prune
 from prunus.pipeline.result import assemble, stage_title
-from prunus.pipeline.rounds import meets, plan_round, recalled, remembered, removed_channels
+from prunus.pipeline.rounds import meets, plan_round, recalled, remembered, removed_channels, tries_plans
 from prunus.pipeline.stages import Stages, write_json
 from prunus.pipeline.trainer import Compute, Trainer
 from prunus.pipeline.transfer import train_head
+from prunus.pipeline.trying import Judge, PlansAreTried, stop_at_the_first_plan
 from prunus.reconstruction import recalibrate
 from prunus.report import write_report
 from prunus.surgery import SurgeryRecord, save
@@ -75,7 +77,9 @@ class _Run:
         self.batches = settings.batches if criterion.needs else 0
         graph = self._trace(model)
         budget = replace(settings.to_budget(), tolerance=0.99)  # how close it comes depends on the scores
-        allocate(graph, score(model, graph, "random"), budget, settings.allocator, **settings.allocator_options)
+        scores, options = score(model, graph, "random"), settings.allocator_options
+        with suppress(PlansAreTried):
+            allocate(graph, scores, budget, settings.allocator, evaluate=stop_at_the_first_plan, **options)
 
     def execute(self) -> dict[str, Any]:
         (self.out / "checkpoints").mkdir(exist_ok=True)
@@ -176,6 +180,8 @@ class _Run:
         carried = len(json.dumps(record.to_json())) if number > 1 else 0
         asked = plan_round(settings, self.full, number, carried)
         before = self.results.get(f"round-{number - 1}-prune", {}).get("scores")
+        folder = self.stages.file(f"round-{number}-accuracies")
+        judge = Judge(self.trainer, settings.trial_images, folder) if tries_plans(asked.allocator) else None
         result = prune(
             model,
             self.examples,
@@ -191,9 +197,13 @@ class _Run:
             seed=self.recipe.seed,
             previous=None if before is None else recalled(before),
             momentum=settings.momentum,
+            evaluate=judge,
             **settings.criterion_options,
         )
         found = _describe(result)
+        if judge is not None:
+            found["tried"] = judge.about()
+            found["notes"] += judge.notes
         if settings.momentum:
             found["scores"] = remembered(result.scores, result.plan)
         found["last"] = last = meets(settings, self.full, result.after, found["channels"]["after"], carried)
