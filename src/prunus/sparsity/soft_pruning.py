@@ -13,24 +13,25 @@ from prunus.graph.group_view import GroupView
 from prunus.graph.labels import named_tensors
 from prunus.importance.evidence import Evidence
 from prunus.importance.weights import fpgm, l2
+from prunus.sparsity.base import BaseMethod
 from prunus.sparsity.found_widths import plan_within
-from prunus.sparsity.gated import GatedMethod
 from prunus.types import Budget, ChannelGroup, PruningPlan, Scores
 
 Zero = Literal["filters", "channels"]
 
 
-class SoftFilterPruning(GatedMethod):
+class SoftFilterPruning(BaseMethod):
     """Set the filters of the smallest norm to zero at the end of every epoch; what the gradient brings back is a candidate again.
 
     He et al., Soft Filter Pruning, IJCAI 2018, after the released code. The same share of every layer goes, as much as the budget
     needs; the zeroing at the end of the last epoch decides for good. In the paper a network is trained so from scratch, for as
     long as without it.
 
-    A filter of zeros isn't silent: its norm's shift and, in evaluation, the remembered mean go on. With ``zero="channels"`` bias,
-    shift and remembered mean become zero, too (the scale stays, so that the gradient finds its way back): the network that trains
-    is then, behind an activation that maps zero to zero, the one that is cut. Departures: residual stages count as one layer, as
-    their channels are added; what can't be masked where it is read stays whole (`GatedMethod`).
+    A filter of zeros isn't silent: its norm's shift and, in evaluation, the remembered mean go on, and are lost when the channel
+    is removed (unless their mean is folded into what reads it, as runs do). With ``zero="channels"`` bias, shift and remembered
+    mean become zero, too (the scale stays, so that the gradient finds its way back): the network that trains is then, behind an
+    activation that maps zero to zero, the one that is cut. Departure: residual stages count as one layer, as their channels are
+    added.
 
     Args:
         every: epochs from one zeroing to the next; the last epoch always ends with one.
@@ -44,13 +45,8 @@ class SoftFilterPruning(GatedMethod):
         self.every, self.mask_gradients, self.zero = int(every), mask_gradients, zero
 
     def attach(self) -> None:
-        """Find the weights that write each group and, for whole channels, what else they emit."""
-        super().attach()
-        self._kept = {g.name: torch.ones(g.num_channels, dtype=torch.bool) for g in self.groups}
-
-    def gates(self) -> dict[str, Tensor]:
-        """None: what is zero is in the weights."""
-        return {}
+        """All channels are kept to begin with."""
+        self._kept = {g.name: torch.ones(g.num_channels, dtype=torch.bool) for g in self.graph.prunable}
 
     def rank(self, view: GroupView) -> Tensor:
         """What a group is ranked by: (num_channels,), the lowest goes."""
@@ -69,17 +65,15 @@ class SoftFilterPruning(GatedMethod):
 
     def left(self) -> dict[str, Tensor]:
         """What the last zeroing kept."""
-        whole = {g.name: torch.ones(g.num_channels, dtype=torch.bool) for g in self.graph.prunable}
-        return {**whole, **self._kept}
+        return dict(self._kept)
 
     def end_epoch(self, loss: float) -> None:
         """Rank, and set the lowest to zero."""
         epoch = self.step // self.steps_per_epoch + 1
         if epoch % self.every and self.step + 1 < self.steps:
             return
-        strengths = self.strengths()
-        scores = Scores({g.name: strengths[g.name] for g in self.groups}, self.name)
-        self._kept = dict(allocate(self.graph, scores, self.task.budget, "uniform").keep)
+        scores = Scores(self.strengths(), self.name)
+        self._kept |= allocate(self.graph, scores, self.task.budget, "uniform").keep
         with torch.no_grad():
             for values, gone in self._slices():
                 values[gone] = 0
@@ -93,7 +87,7 @@ class SoftFilterPruning(GatedMethod):
     def _slices(self, gradients: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """What is zeroed (or its gradient), its channel axis first, and the positions of the zeroed channels."""
         tensors = dict(named_tensors(self.model))
-        for group in self.groups:
+        for group in self.graph.prunable:
             gone = ~self._kept[group.name]
             for name, axis, positions in self._emitting(group):
                 tensor = tensors[name].grad if gradients else tensors[name]
@@ -114,9 +108,7 @@ class SoftFilterPruning(GatedMethod):
 
     def plan(self, budget: Budget) -> PruningPlan:
         """What the last zeroing kept; for a smaller budget, fewer by the same ranking."""
-        plan = plan_within(self.graph, self.left(), self.strengths(), budget, self.name, "uniform")
-        self.masks = {g.name: plan.keep[g.name] for g in self.groups if g.name in plan.keep}
-        return plan
+        return plan_within(self.graph, self.left(), self.strengths(), budget, self.name, "uniform")
 
     def state_dict(self) -> dict[str, Any]:
         """What the last zeroing kept."""
