@@ -38,6 +38,17 @@ RECIPES = Path(__file__).parents[1] / "src" / "prunus" / "recipes"
 SHARED_STAGES = ("compute", "transfer", "train")
 
 
+_PHASE = {"sparse_gradients": 0.0, "first_layer_lr": 1.0, "ema": 0.0, "mixup": 0.0, "patience": None, "keep": "last"}
+LATER: dict[str, dict[str, Any]] = {
+    "transfer": _PHASE,
+    "train": _PHASE,
+    "recover": _PHASE
+    | {"rungs": ["recalibrate", "fine-tune"], "preset": None, "distill_features": 0.0, "sample_batches": 32},
+    "prune": {"limits": {}},
+}
+"""Fields that recipes got after the first tables were made, with their defaults."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of a table: overrides of the recipe; or, with ``kind``, a network trained without pruning.
@@ -191,7 +202,13 @@ def _wanted(table: Table) -> dict[str, str]:
 
 
 def _fingerprint(recipe: dict[str, Any]) -> str:
-    """A short hash of a recipe, wherever its files lie."""
+    """A short hash of a recipe, wherever its files lie, and whichever fields came later: figures from before are of defaults."""
+    recipe = {
+        section: {key: value for key, value in fields.items() if LATER.get(section, {}).get(key, ...) != value}
+        if isinstance(fields, dict)
+        else fields
+        for section, fields in recipe.items()
+    }
     placeless = {**recipe, "data": {**recipe["data"], "source": ""}, "model": {**recipe["model"], "weights": ""}}
     return hashlib.sha256(json.dumps(placeless, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -227,6 +227,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 cosine, and weight decay on weights only."""
 
 
+DISTILLATION: dict[str, Any] = {"distill": 0.9, "temperature": 4.0, "distill_features": 0.1}
+"""What the rung ``distill`` compares, where nothing else is said."""
+
+
 class RecoverConfig(OptimizerConfig):
     """Between surgery and the final accuracy: the ladder of recovery, cheap to dear."""
 
@@ -234,19 +238,43 @@ class RecoverConfig(OptimizerConfig):
         None, description="defaults of fine-tuning for 3, 15 or 60 epochs with an averaged copy; what else is given goes first"
     )
 
+    rungs: tuple[Literal["compensate", "reconstruct", "recalibrate", "fine-tune", "distill"], ...] = Field(
+        ("recalibrate", "fine-tune"),
+        description="in this order after every round. compensate: removed channels' means go into the biases; reconstruct: "
+        "layers are refitted by least squares to the unpruned network's; recalibrate: batch-norm statistics anew; fine-tune; "
+        "distill: fine-tuning with the unpruned network as teacher",
+    )
     epochs: int = Field(10, ge=0, description="epochs of fine-tuning after every round")
     lr: float = Field(0.02, gt=0, description="peak learning rate of fine-tuning")
     recalibrate_batches: int = Field(32, ge=0, description="training batches that re-estimate BN statistics; 0: none")
     final_epochs: int = Field(0, ge=0, description="more epochs after the last round")
     distill: float = Field(0.0, ge=0, le=1, description="share of the loss that compares with the unpruned network's answers")
     temperature: float = Field(2.0, gt=0, description="of those answers: higher tells more of the improbable classes")
+    distill_features: float = Field(
+        0.0, ge=0, description="weight of the distance between feature maps, of the channels that are left, with the teacher's"
+    )
+    sample_batches: int = Field(32, ge=1, description="training batches that compensation and reconstruction measure on")
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, given: Any) -> Any:
         """A preset's values, where nothing else is given."""
-        tree = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
-        return {**PRESETS[tree["preset"]], **tree} if tree.get("preset") in PRESETS else given
+        if not isinstance(given, dict):
+            return given
+        tree = cast("dict[str, Any]", given)
+        taught = DISTILLATION if "distill" in (tree.get("rungs") or ()) else {}
+        return {**taught, **PRESETS.get(str(tree.get("preset")), {}), **tree}
+
+    @model_validator(mode="after")
+    def _check_rungs(self) -> RecoverConfig:
+        twice = sorted({rung for rung in self.rungs if self.rungs.count(rung) > 1})
+        if twice:
+            raise ValueError(f"rungs: {twice[0]} is listed twice")
+        if "distill" in self.rungs and not (self.distill or self.distill_features):
+            raise ValueError(
+                "the rung distill compares nothing with distill = 0 and distill_features = 0: raise one, or leave it out"
+            )
+        return self
 
 
 class FunctionsConfig(_Section):
@@ -300,7 +328,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _check_distillation(self) -> Recipe:
-        if self.recover.distill and self.functions.loss is not None:
+        if (self.recover.distill or self.recover.distill_features) and self.functions.loss is not None:
             raise ValueError("recover.distill compares class probabilities: it can't be had with a functions.loss of your own")
         return self
 

@@ -29,11 +29,17 @@ def run_command(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the run (default: runs/NAME)")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue a run that was stopped")] = False,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls", help="also train the small network from scratch, and the full one longer; later: with --resume"
+        ),
+    ] = False,
 ) -> None:
     """Carry out a recipe: load or train, prune, prove, recover, evaluate, export, report."""
     with _recipe_file(recipe) as path:
         checked = load_recipe(path, overrides)
-    _run(checked, out or Path("runs") / checked.name, resume)
+    _run(checked, out or Path("runs") / checked.name, resume, controls)
 
 
 @app.command()
@@ -84,11 +90,11 @@ def _recipe_file(name: str) -> Generator[Path, None, None]:
         raise UnknownName.among("recipe", name, [*_recipe_names(), "path/to/recipe.toml"])
 
 
-def _run(recipe: Any, out: Path, resume: bool) -> None:
+def _run(recipe: Any, out: Path, resume: bool, controls: bool = False) -> None:
     from prunus.pipeline.run import run
 
     try:
-        result = run(recipe, out, resume=resume, announce=_announcer())
+        result = run(recipe, out, resume=resume, announce=announcer(), controls=controls)
     except KeyboardInterrupt:
         err.print(f"stopped; the same command with --resume continues the run in {escape(str(out))}")
         raise typer.Exit(130) from None
@@ -100,7 +106,7 @@ def _run(recipe: Any, out: Path, resume: bool) -> None:
     )
 
 
-def _announcer() -> Callable[[str], None]:
+def announcer() -> Callable[[str], None]:
     if not sys.stderr.isatty():
         return lambda _: None
     return lambda stage: err.print(f"[bold]{stage.replace('-', ' ')}[/bold]")

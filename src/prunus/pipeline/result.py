@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from prunus.config import Recipe
+from prunus.pipeline.ladder import TITLES, rung_rows
 from prunus.sources import DataBundle
 from prunus.surgery import SurgeryRecord
 from prunus.types import ChannelGraph, ChannelGroup, Cost
@@ -64,6 +65,8 @@ def assemble(
         "budget": [{**row, "full": full[row["target"]]} for row in last["budget"]],
         "stages": [r["evaluation"] for r in results.values() if "evaluation" in r],
         "rounds": _rounds(results, prunes),
+        "ladder": _ladder(results, rounds),
+        "controls": [_control(r) for name, r in results.items() if name.startswith("control-")],
         "training": curves,
         "compute": _compute(results, curves),
         "networks": {
@@ -93,8 +96,29 @@ def _curves(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     for name, stage in results.items():
         if stage.get("epochs"):
             number = name.removeprefix("round-").partition("-")[0]
-            found[titles.get(name) or (f"round {number}: fine-tuning" if iterative else "fine-tuning")] = stage["epochs"]
+            rung = TITLES.get(name.split("-", 2)[-1], "fine-tuning")
+            found[titles.get(name) or (f"round {number}: {rung}" if iterative else rung)] = stage["epochs"]
     return found
+
+
+def _of_round(results: Mapping[str, dict[str, Any]], number: int) -> dict[str, dict[str, Any]]:
+    """Stage (prune, recalibrate, ...) -> result, in order."""
+    start = f"round-{number}-"
+    return {name.removeprefix(start): stage for name, stage in results.items() if name.startswith(start)}
+
+
+def _ladder(results: Mapping[str, dict[str, Any]], rounds: int) -> list[dict[str, Any]]:
+    """Accuracy and seconds after the last round's removal and after every rung of its recovery."""
+    stages = {TITLES.get(name, "removal"): stage for name, stage in _of_round(results, rounds).items()}
+    if "final-fine-tune" in results:
+        stages["final fine-tuning"] = results["final-fine-tune"]
+    return rung_rows(stages)
+
+
+def _control(row: Mapping[str, Any]) -> dict[str, Any]:
+    judged = row["judged"]
+    figures = {"accuracy": judged["accuracy"], "loss": judged["loss"], "split": judged["split"], "seconds": row["seconds"]}
+    return {**{key: row[key] for key in ("row", "what", "macs")}, "epochs": row["trained_epochs"], **figures}
 
 
 def _rounds(results: Mapping[str, dict[str, Any]], prunes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -102,7 +126,7 @@ def _rounds(results: Mapping[str, dict[str, Any]], prunes: Sequence[Mapping[str,
     full, start = prunes[0], results["train"]["evaluation"]
     rows = [_round_row(0, full["before"], full["channels"]["before"], start)]
     for number, pruned in enumerate(prunes, start=1):
-        judged = results[f"round-{number}-fine-tune"]["evaluation"]
+        judged = next(reversed([r["evaluation"] for r in _of_round(results, number).values() if "evaluation" in r]))
         rows.append(_round_row(number, pruned["after"], pruned["channels"]["after"], judged))
     return rows
 

@@ -19,8 +19,10 @@ from prunus.graph import trace
 from prunus.importance import score
 from prunus.importance.criteria import resolve_criterion
 from prunus.importance.evidence import DataRun
+from prunus.pipeline.controls import CONTROLS, Controls
 from prunus.pipeline.deliver import deliver
 from prunus.pipeline.images import load_images
+from prunus.pipeline.ladder import TITLES, Fall, Ladder, judged_title
 from prunus.pipeline.networks import Networks
 from prunus.pipeline.preferences import PAGE, write_preferences
 from prunus.pipeline.prune import PruneResult, prune
@@ -30,7 +32,6 @@ from prunus.pipeline.stages import Stages, write_json
 from prunus.pipeline.trainer import Compute, Trainer
 from prunus.pipeline.transfer import train_head
 from prunus.pipeline.trying import Judge, PlansAreTried, stop_at_the_first_plan
-from prunus.reconstruction import recalibrate
 from prunus.report import write_report
 from prunus.surgery import SurgeryRecord, save
 from prunus.types import ChannelGraph
@@ -40,19 +41,27 @@ Left: TypeAlias = "tuple[nn.Module, SurgeryRecord, dict[str, Any]]"
 """What a stage leaves: a network, the surgery it has been through, and what the result says about the stage."""
 
 
-def run(recipe: Recipe, out: Path, *, resume: bool = False, announce: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    announce: Callable[[str], None] = lambda _: None,
+    controls: bool = False,
+) -> dict[str, Any]:
     """Carry out ``recipe`` in the folder ``out`` and return what ``result.json`` holds.
 
     The folder gets ``result.json``, ``report.html``, ``small.prunus`` (for `prunus.load`), ``small.onnx`` if asked for, and the
     stages' own files. With ``resume`` a run that was killed continues: finished stages are skipped, training goes on at its last
-    epoch.
+    epoch. ``controls`` adds the rows of `CONTROLS` to the result, each a training of its own; a finished run gets them with
+    ``resume``.
 
     Raises:
         PrunusError: whatever a stage raises; files of finished stages stay.
     """
     threads = torch.get_num_threads()
     try:
-        return _Run(recipe, out, resume, announce).execute()
+        return _Run(recipe, out, resume, announce).execute(controls)
     finally:
         torch.set_num_threads(threads)
 
@@ -63,6 +72,7 @@ class _Run:
         self.data = load_images(recipe, at_least=EXAMPLES)
         self.examples = torch.stack([self.data.test[i][0] for i in range(EXAMPLES)])
         self.trainer = Trainer(recipe, self.data, out / "checkpoints", resume)
+        self.ladder = Ladder(self.trainer, recipe.recover)
         self.networks = Networks(recipe, self.data, self.examples)
         self._check_before_training()
         self.stages = Stages(out, recipe.model_dump(mode="json"), resume, announce)
@@ -81,7 +91,7 @@ class _Run:
         with suppress(PlansAreTried):
             allocate(graph, scores, budget, settings.allocator, evaluate=stop_at_the_first_plan, **options)
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self, controls: bool) -> dict[str, Any]:
         (self.out / "checkpoints").mkdir(exist_ok=True)
         self._set_compute()
         if self.recipe.transfer is not None:
@@ -94,6 +104,7 @@ class _Run:
         if "preferences" in self.needs:
             self._do("gallery", self._gallery, f"../{PAGE}")
         self._do("export", self._export, "../small.prunus")
+        self._controls(controls, rounds)
         record = self.networks.record(self.stages, self.latest)
         result = assemble(
             self.recipe, self.results, rounds, self.full, record, self.out, self.stages.file("base.prunus"), self.data
@@ -103,13 +114,17 @@ class _Run:
         return result
 
     def _rounds(self) -> int:
-        """All rounds of prune, recalibrate, fine-tune; returns how many there were."""
+        """All rounds of pruning, each with its recovery; returns how many there were."""
         number, last = 0, False
         while not last:
             number += 1
-            for stage, work in (("prune", self._prune), ("recalibrate", self._recalibrate), ("fine-tune", self._fine_tune)):
-                name = f"round-{number}-{stage}"
-                self._step(name, lambda model, record, n=number, w=work: w(model, record, n))
+            before = self.latest
+            self._step(f"round-{number}-prune", lambda model, record, n=number: self._prune(model, record, n))
+            for rung in self.recipe.recover.rungs:
+                self._step(
+                    f"round-{number}-{rung}",
+                    lambda model, record, n=number, r=rung, b=before: self._climb(model, record, n, r, b),
+                )
             last = self.results[f"round-{number}-prune"]["last"]
         return number
 
@@ -141,10 +156,6 @@ class _Run:
     def _base(self) -> nn.Module:
         return self.networks.load(self.stages, "base")[0]
 
-    def _teacher(self) -> nn.Module | None:
-        """The unpruned network, where the recipe wants the pruned one to learn from it."""
-        return self._base() if self.recipe.recover.distill else None
-
     def _set_compute(self) -> None:
         """Fixed settings, or the fastest measured; a resumed run keeps what was chosen, for the last digits depend on it."""
         self._do("compute", lambda: self.trainer.choose_compute(self.networks.build))
@@ -164,12 +175,6 @@ class _Run:
     def _train(self, model: nn.Module, record: SurgeryRecord) -> Left:
         epochs = self.trainer.fit(model, self.recipe.train, "train")
         return model, record, {"epochs": epochs, "evaluation": self.trainer.evaluate(model, "before pruning")}
-
-    def _evaluation(self, model: nn.Module, number: int, stage: str) -> dict[str, Any]:
-        """The entry of an evaluation; a stage within the rounds goes without, for it is soon overtaken."""
-        if not self.results[f"round-{number}-prune"]["last"]:
-            return {}
-        return {"evaluation": self.trainer.evaluate(model, self._titled(number, stage))}
 
     def _titled(self, number: int, stage: str) -> str:
         settings = self.recipe.prune
@@ -207,28 +212,47 @@ class _Run:
         if settings.momentum:
             found["scores"] = remembered(result.scores, result.plan)
         found["last"] = last = meets(settings, self.full, result.after, found["channels"]["after"], carried)
-        if last:
+        if last or not self.recipe.recover.rungs:
             found["evaluation"] = self.trainer.evaluate(result.model, self._titled(number, "after pruning"))
         return result.model, record.compose(result.record), found
 
-    def _recalibrate(self, model: nn.Module, record: SurgeryRecord, number: int) -> Left:
-        batches = self.recipe.recover.recalibrate_batches
-        images = recalibrate(model, self.trainer.calibration(batches), forward_fn=self.trainer.forward_fn) if batches else 0
-        return model, record, {"images": images, **self._evaluation(model, number, "after recalibration")}
-
-    def _fine_tune(self, model: nn.Module, record: SurgeryRecord, number: int) -> Left:
-        epochs = self.trainer.fit(model, self.recipe.recover, f"round-{number}-fine-tune", number - 1, teacher=self._teacher())
-        return (
-            model,
-            record,
-            {"epochs": epochs, "evaluation": self.trainer.evaluate(model, self._titled(number, "after fine-tuning"))},
+    def _climb(self, model: nn.Module, record: SurgeryRecord, number: int, rung: str, before: str) -> Left:
+        """One rung of recovery. Within the rounds only what comes last is evaluated, for the rest is soon overtaken."""
+        fall = Fall(
+            self._base,
+            lambda: self.networks.load(self.stages, before)[0],
+            self.networks.record(self.stages, before),
+            self._trace,
         )
+        record, found = self.ladder.climb(rung, model, record, fall, f"round-{number}-{rung}", number - 1)
+        if self.results[f"round-{number}-prune"]["last"] or rung == self.recipe.recover.rungs[-1]:
+            title = judged_title(f"after {TITLES[rung]}", found.get("epochs", []))
+            found["evaluation"] = self.trainer.evaluate(model, self._titled(number, title))
+        return model, record, found
 
     def _final_fine_tune(self, model: nn.Module, record: SurgeryRecord, phase: int) -> Left:
         settings = self.recipe.recover
         last = settings.model_copy(update={"epochs": settings.final_epochs, "steps": None, "schedule": "cosine"})
-        epochs = self.trainer.fit(model, last, "final-fine-tune", phase, teacher=self._teacher())
-        return model, record, {"epochs": epochs, "evaluation": self.trainer.evaluate(model, "after the final fine-tuning")}
+        epochs = self.trainer.fit(model, last, "final-fine-tune", phase, teacher=self.ladder.teacher(self._base, record))
+        title = judged_title("after the final fine-tuning", epochs)
+        return model, record, {"epochs": epochs, "evaluation": self.trainer.evaluate(model, title)}
+
+    def _controls(self, wanted: bool, rounds: int) -> None:
+        """Rows beside the pruned network's, where they are asked for or there already."""
+        last = self.results[f"round-{rounds}-prune"]
+        macs = self.full.cost().macs, last["after"]["macs"]
+        controls = Controls(
+            self.recipe,
+            self.trainer,
+            lambda: self.networks.load(self.stages, self.latest)[0],
+            self._base,
+            macs,
+            rounds,
+        )
+        for name in CONTROLS:
+            stage = f"control-{name}"
+            if wanted or self.stages.file(f"{stage}.json").exists():
+                self._do(stage, lambda name=name: controls.run(name))
 
     def _gallery(self) -> dict[str, Any]:
         """What channels prefer, before pruning and now."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from prunus.config import OptimizerConfig, Recipe
 from prunus.sources import DataBundle, load_function, make_loader
 from prunus.training import evaluate, fastest, measure_training_speed, memory_format, train
 from prunus.training.distill import DistillationLoss
+from prunus.training.features import FeatureLoss, feature_pairs
 from prunus.training.objective import Objective
 
 SEEDS_PER_PHASE = 1000  # phases draw different images, and the seeds of recipes are small numbers
@@ -27,6 +29,14 @@ class Compute:
 
     threads: int
     channels_last: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """The unpruned network, and which of its channels the pruned one still has (`SurgeryRecord.kept`)."""
+
+    model: nn.Module
+    kept: Mapping[str, Mapping[int, Tensor]]
 
 
 class Trainer:
@@ -66,43 +76,62 @@ class Trainer:
         name: str,
         phase: int = 0,
         images: tuple[Dataset[Any], Dataset[Any]] | None = None,
-        teacher: nn.Module | None = None,
+        teacher: Teacher | None = None,
     ) -> list[dict[str, Any]]:
         """Train on ``images`` (training, validation), as a rule the recipe's, and return the epochs.
 
         Every ``phase`` draws its images, and their augmentation, in an order of its own. With a ``teacher`` the network learns
-        from its answers, too, as `recover` says.
+        from its answers and feature maps, too, as `recover` says. Where the weights of another than the last epoch were kept,
+        that epoch is marked.
         """
         data = self.recipe.data
         chosen, judged = images or (self.data.train, self.data.validation)
         if teacher is not None:  # its loss smooths labels itself
             settings = settings.model_copy(update={"label_smoothing": 0.0})
-        log = train(
-            model,
-            make_loader(chosen, batch_size=data.batch_size, shuffle=True, workers=data.workers, balance=data.balance),
-            settings,
-            seed=self.recipe.seed + SEEDS_PER_PHASE * phase,
-            checkpoint=self.checkpoints / f"{name}.safetensors",
-            resume=self.resume,
-            evaluation_loader=make_loader(judged, batch_size=data.eval_batch_size, shuffle=False, workers=data.workers),
-            loss_fn=self.loss_fn if teacher is None else self._distilling(teacher),
-            metric=self.metric,
-            forward_fn=self.forward_fn,
-            description=name,
-            channels_last=self.compute.channels_last,
-        )
-        return [asdict(epoch) for epoch in log.epochs]
+        distilling = None if teacher is None else self._distilling(teacher, model)
+        with distilling.watching() if distilling is not None else nullcontext():
+            log = train(
+                model,
+                make_loader(chosen, batch_size=data.batch_size, shuffle=True, workers=data.workers, balance=data.balance),
+                settings,
+                seed=self.recipe.seed + SEEDS_PER_PHASE * phase,
+                checkpoint=self.checkpoints / f"{name}.safetensors",
+                resume=self.resume,
+                evaluation_loader=make_loader(judged, batch_size=data.eval_batch_size, shuffle=False, workers=data.workers),
+                loss_fn=self.loss_fn if distilling is None else distilling,
+                metric=self.metric,
+                forward_fn=self.forward_fn,
+                description=name,
+                channels_last=self.compute.channels_last,
+            )
+        epochs = [asdict(epoch) for epoch in log.epochs]
+        if log.best_kept and log.best is not None and log.best.epoch != len(epochs):
+            epochs[log.best.epoch - 1]["kept"] = True
+        return epochs
 
-    def _distilling(self, teacher: nn.Module) -> DistillationLoss:
+    def epochs(self, settings: OptimizerConfig) -> int:
+        """Passes over the training images, the last one perhaps in part."""
+        if settings.steps is None:
+            return settings.epochs
+        return -(-settings.steps // -(-len(self.data.train) // self.recipe.data.batch_size))  # pyright: ignore[reportArgumentType]
+
+    def _distilling(self, teacher: Teacher, student: nn.Module) -> DistillationLoss:
         recover = self.recipe.recover
         if self.compute.channels_last:
-            teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            teacher.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        features = None
+        if recover.distill_features:
+            ((inputs, *_), *_) = self.calibration(1)
+            pairs = feature_pairs(teacher.model, student, teacher.kept, inputs[:2], forward_fn=self.forward_fn)
+            features = FeatureLoss(teacher.model, student, pairs)
         return DistillationLoss(
-            teacher,
+            teacher.model,
             recover.distill,
             recover.temperature,
             label_smoothing=recover.label_smoothing,
             forward_fn=self.forward_fn,
+            features=features,
+            feature_weight=recover.distill_features,
         )
 
     def evaluate(self, model: nn.Module, stage: str) -> dict[str, Any]:

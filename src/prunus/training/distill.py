@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -58,6 +60,13 @@ class DistillationLoss:
         divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
         loss = (1 - self.weight) * by_labels + self.weight * self.temperature**2 * divergence
         return loss if self.features is None else loss + self.feature_weight * self.features()
+
+    @contextmanager
+    def watching(self) -> Generator[None, None, None]:
+        """Feature maps are noted meanwhile, where they are compared; answers are forgotten behind it."""
+        with self.features.watching() if self.features is not None else nullcontext():
+            yield
+        self._answered = (None, None)
 
     def _answer(self, inputs: Any) -> Any:
         """What the teacher says; asked once for the same images (mixup compares them with two sets of labels)."""

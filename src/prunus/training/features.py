@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunus.errors import TrainingError, UnknownName
+from prunus.types import ForwardFn, call_model
 
 _NORMS = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
 _CONVOLUTIONS = nn.modules.conv._ConvNd  # pyright: ignore[reportPrivateUsage]
@@ -31,6 +32,7 @@ def feature_pairs(
     kept: Mapping[str, Mapping[int, Tensor]],
     inputs: Any,
     layers: Sequence[str] = (),
+    forward_fn: ForwardFn | None = None,
 ) -> tuple[FeaturePair, ...]:
     """Layers to compare, and which channels of theirs are left (``kept`` of the surgery's record).
 
@@ -46,7 +48,7 @@ def feature_pairs(
         if name not in modules:
             raise UnknownName.among("layer to compare", name, modules)
     pairs: list[FeaturePair] = []
-    for name in layers or _last_of_every_extent(teacher, inputs):
+    for name in layers or _last_of_every_extent(teacher, inputs, forward_fn):
         weight = getattr(modules[name], "weight", None)
         if not isinstance(weight, Tensor) or getattr(modules[name], "transposed", False):
             raise TrainingError(f"`{name}` has no weight along its outputs, so that it isn't known which of them are left")
@@ -59,7 +61,7 @@ def feature_pairs(
     return tuple(pairs)
 
 
-def _last_of_every_extent(teacher: nn.Module, inputs: Any) -> list[str]:
+def _last_of_every_extent(teacher: nn.Module, inputs: Any, forward_fn: ForwardFn | None) -> list[str]:
     """Of batch norms if there are any, else of convolutions; in the order of the forward pass."""
     found: dict[bool, dict[tuple[int, ...], str]] = {True: {}, False: {}}
     handles: list[RemovableHandle] = []
@@ -77,7 +79,7 @@ def _last_of_every_extent(teacher: nn.Module, inputs: Any) -> list[str]:
     try:
         teacher.eval()
         with torch.no_grad():
-            teacher(inputs)
+            call_model(teacher, inputs, forward_fn)
     finally:
         for handle in handles:
             handle.remove()
