@@ -42,9 +42,8 @@ _PHASE = {"sparse_gradients": 0.0, "first_layer_lr": 1.0, "ema": 0.0, "mixup": 0
 LATER: dict[str, dict[str, Any]] = {
     "transfer": _PHASE,
     "train": _PHASE,
-    "recover": _PHASE
-    | {"rungs": ["recalibrate", "fine-tune"], "preset": None, "distill_features": 0.0, "sample_batches": 32},
-    "prune": {"limits": {}},
+    "recover": _PHASE | {"rungs": ["recalibrate", "fine-tune"], "preset": None, "distill_features": 0.0, "sample_batches": 32},
+    "prune": {"limits": {}, "allocator_options": {}, "momentum": 0.0, "pace": "geometric", "trial_images": 1000},
 }
 """Fields that recipes got after the first tables were made, with their defaults."""
 
