@@ -292,7 +292,10 @@ class TestRefusals:
 
     def test_networks_that_do_not_belong_together(self) -> None:
         _, record, full, batches = self.given()
-        with pytest.raises(UnsupportedNetwork, match=r"`first.weight` is \(8, 3, 1, 1\) in the small network"):
+        with pytest.raises(
+            UnsupportedNetwork,
+            match=r"`first\.weight` has 8 outputs in the small network, and the record leads from the full one to 4",
+        ):
             reconstruct(full, full, record, batches)
 
     def test_an_unknown_layer(self) -> None:

@@ -3,14 +3,18 @@
 from prunus.reconstruction.channel_pruning import ChannelPruning, prune_channels
 from prunus.reconstruction.compensation import Compensation, compensate, compensate_removed
 from prunus.reconstruction.constants import FoldingReport, fold_constants
+from prunus.reconstruction.factorize import Factorisation, factorize
+from prunus.reconstruction.layer_fit import LayerFit
 from prunus.reconstruction.lossless import LosslessResult, prune_lossless
 from prunus.reconstruction.means import channel_means
-from prunus.reconstruction.regression import LayerFit, ReconstructionReport, reconstruct
+from prunus.reconstruction.regression import ReconstructionReport, reconstruct
 from prunus.reconstruction.statistics import recalibrate
+from prunus.reconstruction.three_c import three_c
 
 __all__ = [
     "ChannelPruning",
     "Compensation",
+    "Factorisation",
     "FoldingReport",
     "LayerFit",
     "LosslessResult",
@@ -18,9 +22,11 @@ __all__ = [
     "channel_means",
     "compensate",
     "compensate_removed",
+    "factorize",
     "fold_constants",
     "prune_channels",
     "prune_lossless",
     "recalibrate",
     "reconstruct",
+    "three_c",
 ]

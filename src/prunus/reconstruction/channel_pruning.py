@@ -17,10 +17,11 @@ from prunus.importance import CRITERIA, score
 from prunus.importance.evidence import DataRun, to_device
 from prunus.importance.readers import Reading, reading_members, readings
 from prunus.reconstruction.lasso_selection import SLACK, LassoProblem, alternate
+from prunus.reconstruction.layer_fit import POINTS_PER_IMAGE, LayerFit, gather, refit_layer
 from prunus.reconstruction.layer_samples import check_repeatable
 from prunus.reconstruction.layer_sites import Site, find_sites
 from prunus.reconstruction.normal_equations import NormalEquations
-from prunus.reconstruction.regression import POINTS_PER_IMAGE, LayerFit, ReconstructionReport, fittable, gather, refit_layer
+from prunus.reconstruction.regression import ReconstructionReport, fittable
 from prunus.surgery import SurgeryRecord, remove, silence, verify
 from prunus.types import ChannelGraph, ForwardFn, PruningPlan, Scores
 
@@ -45,10 +46,12 @@ def prune_channels(
     selection: Selection = "lasso",
     *,
     refit: bool = True,
+    skip: Iterable[str] = (),
     forward_fn: ForwardFn | None = None,
     batches: int | None = None,
     points: int = POINTS_PER_IMAGE,
     ridge: float | None = None,
+    behind_relu: bool = False,
     slack: float = SLACK,
     seed: int = 0,
     on_layer: Callable[[LayerFit], None] | None = None,
@@ -70,7 +73,9 @@ def prune_channels(
         selection: ``"lasso"``: once, on the layer's own weights, as released; ``"lasso_alternating"``: selection and re-fit in
             turn until the selection stays, as written in the paper; the name of a criterion that needs no data (the paper's
             baselines are ``first_k`` and ``max_response``), or scores.
+        behind_relu: as in `reconstruct`.
         refit: off: channels are selected and removed, and nothing else is changed.
+        skip: weights or globs over them that aren't refitted.
         slack: of the search for the penalty.
 
     Raises:
@@ -88,15 +93,21 @@ def prune_channels(
     work = _Work(model, graph, plan, run, points, seed)
     scores = selection if isinstance(selection, Scores) else _scores(model, graph, selection)
     fits: list[LayerFit] = []
-    chosen, not_fitted = fittable(work.small, find_sites(work.small, work.example, forward_fn))
-    for name in [site.weight for site in chosen]:
+    sites = find_sites(work.small, work.example, forward_fn)
+    fitted, not_fitted = fittable(work.small, sites, tuple(skip))
+    to_fit = {site.weight for site in fitted} if refit else set[str]()
+    for name in [site.weight for site in fittable(work.small, sites)[0]]:
         for group in work.first_read_by(name):
             work.remove(
                 group, work.select(group, selection, slack) if scores is None else _best(scores, group, work.count(group))
             )
-        if refit:
+        if name in to_fit:
             site = work.site(name)
-            fits.append(refit_layer(work.small, model, site, work.record, run, points=points, ridge=ridge, seed=seed))
+            fits.append(
+                refit_layer(
+                    work.small, model, site, work.record, run, points=points, ridge=ridge, behind_relu=behind_relu, seed=seed
+                )
+            )
             work.write_back(name)
             if on_layer is not None:
                 on_layer(fits[-1])

@@ -33,19 +33,22 @@ class Sample:
     images: Tensor
 
 
-def samples(small: nn.Module, full: nn.Module, site: Site, run: DataRun, points: int, seed: int) -> Iterator[Sample]:
+def samples(
+    small: nn.Module, full: nn.Module, site: Site, original: str, run: DataRun, points: int, seed: int
+) -> Iterator[Sample]:
     """Pass the data through both networks as far as the layer, batch by batch; the same ``points`` of every image are taken.
 
-    Nothing is kept from batch to batch. x is of ``small`` and y of ``full``: what earlier layers do wrong is part of x.
+    Nothing is kept from batch to batch. x is of ``small`` and y of the weight ``original`` in ``full``: what earlier layers do
+    wrong is part of x.
     """
     generator = torch.Generator().manual_seed(seed)
     seen = 0
     for batch in run:
         inputs = run.inputs(to_device(batch, small))
-        now = _Visit(small, site, lambda images, positions: draw_points(images, positions, points, generator), _read)
+        now = _Visit(small, site.weight, site, lambda images, positions: draw_points(images, positions, points, generator), _read)
         now.run(small, inputs, run)
         drawn = iter([visited.places for visited in now.found])
-        before = _Visit(full, site, lambda _, __, drawn=drawn: next(drawn), outputs_at)
+        before = _Visit(full, original, site, lambda _, __, drawn=drawn: next(drawn), outputs_at)
         before.run(full, inputs, run)
         images = 0
         for a, b in zip(now.found, before.found, strict=True):
@@ -77,11 +80,11 @@ class _Visited:
 class _Visit(TorchFunctionMode):
     """While active, samples the calls of one layer and, in a residual block, the tensor that is added behind it."""
 
-    def __init__(self, model: nn.Module, site: Site, draw: Callable[[int, int], Tensor], take: _Take) -> None:
+    def __init__(self, model: nn.Module, weight: str, site: Site, draw: Callable[[int, int], Tensor], take: _Take) -> None:
         super().__init__()
         self.found: list[_Visited] = []
         self._site, self._draw, self._take = site, draw, take
-        self._weight = dict(named_tensors(model))[site.weight]
+        self._weight = dict(named_tensors(model))[weight]
         self._way: Any = WeakTensorKeyDictionary()
         self._call: ReadingCall | None = None
 

@@ -54,11 +54,11 @@ class Site:
         """Name of the weight, by which the layer goes."""
         return self.layer.weight
 
-    def affine(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def affine(self, tensors: Mapping[str, Tensor], outputs: int) -> tuple[Tensor, Tensor]:
         """Scale and shift of the norm, with a network's tensors: each float64 (outputs,)."""
         if self.norm is None:
-            outputs = tensors[self.weight]
-            return outputs.new_ones(len(outputs), dtype=torch.float64), outputs.new_zeros(len(outputs), dtype=torch.float64)
+            some = next(iter(tensors.values()))
+            return some.new_ones(outputs, dtype=torch.float64), some.new_zeros(outputs, dtype=torch.float64)
         mean, variance = tensors[self.norm.mean].double(), tensors[self.norm.variance].double()
         scale = (variance + self.norm.eps).rsqrt()
         if self.norm.scale is not None:

@@ -9,44 +9,19 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from prunus.errors import EvidenceError, UnknownName, UnsupportedNetwork
+from prunus.errors import UnknownName, UnsupportedNetwork
 from prunus.graph.labels import named_tensors
 from prunus.importance.evidence import DataRun, to_device
-from prunus.reconstruction.layer_samples import Sample, check_repeatable, samples
+from prunus.reconstruction.layer_fit import POINTS_PER_IMAGE, LayerFit, original_of, outputs_kept, refit_layer
+from prunus.reconstruction.layer_samples import check_repeatable
 from prunus.reconstruction.layer_sites import Site, find_sites
-from prunus.reconstruction.normal_equations import NormalEquations, Solution
 from prunus.surgery import SurgeryRecord
 from prunus.types import ForwardFn
 
-POINTS_PER_IMAGE = 10
-HELD_OUT = 5
-"""One image in so many is held out: on those the ridge is chosen and errors are measured."""
-RIDGES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Ridges that are tried, as shares of the mean diagonal of the normal equations."""
-EXACT = 1e-10
-"""A layer whose squared error is below this share of its outputs' variance has nothing to recover."""
 MOST_INPUTS = 8192
 """Layers that read more (512 MiB of normal equations) are left as they are."""
-
-
-@dataclass(frozen=True)
-class LayerFit:
-    """What became of one layer, named by its weight.
-
-    ``error_before``, ``error_after``: squared error on held-out images, as a share of the target's variance, both behind the
-    layer's batch norm; ``ridge``: the one that was chosen, None if the layer stays as it was because no fit did better;
-    ``in_sum``: the target makes up for the shortcut's error, too; ``intercept``: the constant could be fitted along.
-    """
-
-    weight: str
-    error_before: float
-    error_after: float
-    ridge: float | None
-    points: int
-    in_sum: bool
-    intercept: bool
 
 
 @dataclass(frozen=True)
@@ -76,6 +51,7 @@ def reconstruct(
     batches: int | None = None,
     points: int = POINTS_PER_IMAGE,
     ridge: float | None = None,
+    behind_relu: bool = False,
     skip: Iterable[str] = (),
     seed: int = 0,
     on_layer: Callable[[LayerFit], None] | None = None,
@@ -105,6 +81,8 @@ def reconstruct(
         points: points drawn from every image's output map (the paper: 10 on 5,000 images).
         ridge: None: chosen for every layer; a share of the mean diagonal of the normal equations; 0: plain least squares, with
             `FALLBACK_RIDGE` where that is ill-conditioned. With a number every layer is refitted on all images.
+        behind_relu: where a ReLU follows, go on from the least-squares solution to one that minimises the error behind it (Zhang
+            et al. 2015, section 3.2), on at most `MOST_BYTES` of the layer's inputs, if it does better on held-out images.
         skip: weights or globs over them that stay as they are.
         on_layer: is called with every layer's result as soon as it is there.
 
@@ -118,10 +96,16 @@ def reconstruct(
     sites = find_sites(small, run.inputs(to_device(next(iter(run)), small)), forward_fn)
     _check_networks(small, full, record, sites)
     chosen, not_fitted = fittable(small, sites, tuple(skip))
+    there = dict(named_tensors(full))
+    for site in [site for site in chosen if original_of(record, site.weight) not in there]:
+        chosen.remove(site)
+        not_fitted[site.weight] = "it is inside a row of layers, whose last alone has outputs that the original had"
     fits: list[LayerFit] = []
     with _restored_on_failure(small):
         for site in chosen:
-            fits.append(refit_layer(small, full, site, record, run, points=points, ridge=ridge, seed=seed))
+            fits.append(
+                refit_layer(small, full, site, record, run, points=points, ridge=ridge, behind_relu=behind_relu, seed=seed)
+            )
             if on_layer is not None:
                 on_layer(fits[-1])
     return ReconstructionReport(tuple(fits), not_fitted)
@@ -130,16 +114,14 @@ def reconstruct(
 def _check_networks(small: nn.Module, full: nn.Module, record: SurgeryRecord, sites: Mapping[str, Site]) -> None:
     """Refuse networks that the record doesn't lead from and to."""
     now, before = dict(named_tensors(small)), dict(named_tensors(full))
-    kept = record.kept
-    for name in sites:
-        expected = tuple(before[name].shape) if name in before else None
-        for axis, index in kept.get(name, {}).items():
-            if expected is not None and axis < len(expected):
-                expected = (*expected[:axis], len(index), *expected[axis + 1 :])
-        if expected != tuple(now[name].shape):
+    inside = {f"{edit.module}.{i}.weight" for edit in record.replacements for i in range(len(edit.layers) - 1)}
+    for name in sites.keys() - inside:
+        original, kept = before.get(original_of(record, name)), outputs_kept(record, name)
+        outputs = None if original is None else len(original) if kept is None else len(kept)
+        if outputs != len(now[name]):
             raise UnsupportedNetwork(
-                f"`{name}` is {tuple(now[name].shape)} in the small network, and the record leads from the full one to "
-                f"{expected}: give the network before surgery, what surgery made of it, and its record"
+                f"`{name}` has {len(now[name])} outputs in the small network, and the record leads from the full one to "
+                f"{outputs}: give the network before surgery, what surgery made of it, and its record"
             )
 
 
@@ -162,102 +144,6 @@ def fittable(model: nn.Module, sites: Mapping[str, Site], skip: tuple[str, ...] 
         else:
             chosen.append(site)
     return chosen, not_fitted
-
-
-@torch.no_grad()
-def refit_layer(
-    small: nn.Module,
-    full: nn.Module,
-    site: Site,
-    record: SurgeryRecord,
-    run: DataRun,
-    *,
-    points: int = POINTS_PER_IMAGE,
-    ridge: float | None = None,
-    seed: int = 0,
-) -> LayerFit:
-    """`reconstruct` for one layer, in place."""
-    fitting, held = gather(small, full, site, record, run, points, seed)
-    tensors = dict(named_tensors(small))
-    weight = _as_matrix(tensors[site.weight], site)
-    bias = tensors[site.bias].double() if site.bias is not None else weight.new_zeros(len(tensors[site.weight]))
-    bias = bias.reshape(weight.shape[:2])
-    fixed = None if site.layer.outlets else bias
-    importance = site.affine(tensors)[0].reshape(weight.shape[:2]) ** 2
-    total = float((importance * held.spread()).sum())
-    before = float((importance * held.errors(weight, bias)).sum())
-    found: Solution | None = None
-    after = before
-    if before > EXACT * total:
-        for trial in RIDGES if ridge is None else (ridge,):
-            solution = fitting.solve(weight, trial, fixed)
-            error = float((importance * held.errors(solution.weight, solution.intercept)).sum())
-            if error < after or ridge is not None:
-                found, after = solution, error
-    if found is not None:
-        found = fitting.plus(held).solve(weight, found.ridge, fixed)
-        _store(tensors, site, found, bias, importance > 0)
-    scale = total if total > 0 else 1.0
-    ridge_used = None if found is None else found.ridge
-    return LayerFit(
-        site.weight, before / scale, after / scale, ridge_used, fitting.points + held.points, site.in_sum, fixed is None
-    )
-
-
-def gather(
-    small: nn.Module, full: nn.Module, site: Site, record: SurgeryRecord, run: DataRun, points: int, seed: int
-) -> tuple[NormalEquations, NormalEquations]:
-    """Normal equations of the images to fit on and of those held out."""
-    weight = dict(named_tensors(small))[site.weight]
-    groups = int(site.layer.calls[0].settings.get("groups", 1))
-    shape = (groups, weight[0].numel(), len(weight) // groups)
-    fitting, held = (NormalEquations(*shape, weight.device) for _ in range(2))
-    for sample in samples(small, full, site, run, points, seed):
-        x = sample.x.double().reshape(len(sample.x), groups, shape[1])
-        y = target(small, full, site, record, sample).reshape(len(x), groups, shape[2])
-        if not bool(torch.isfinite(x).all() & torch.isfinite(y).all()):
-            raise EvidenceError(f"what `{site.weight}` reads or gives isn't finite on a batch: check the data and the weights")
-        is_held = (sample.images % HELD_OUT == HELD_OUT - 1).to(x.device)
-        fitting.add(x[~is_held], y[~is_held])
-        held.add(x[is_held], y[is_held])
-    if held.points == 0:
-        raise EvidenceError(
-            f"the data hold fewer than {HELD_OUT} images, of which one is held out: reconstruction needs hundreds"
-        )
-    return fitting, held
-
-
-def target(small: nn.Module, full: nn.Module, site: Site, record: SurgeryRecord, sample: Sample) -> Tensor:
-    """What the layer should give in the small network, so that behind norm and sum it is as in the full: (points, outputs)."""
-    kept = record.kept.get(site.weight, {}).get(0)
-    scale, shift = site.affine(dict(named_tensors(small)))
-    scale_before, shift_before = site.affine(dict(named_tensors(full)))
-    wanted = sample.y.double() * scale_before + shift_before
-    if sample.shortcut_before is not None:
-        wanted = wanted + sample.shortcut_before.double()
-    wanted = wanted if kept is None else wanted[:, kept.to(wanted.device)]
-    if sample.shortcut is not None:
-        wanted = wanted - sample.shortcut.double()
-    closed = scale == 0  # whatever the layer gives there, the norm emits its shift
-    return torch.where(closed, 0.0, (wanted - shift) / torch.where(closed, 1.0, scale))
-
-
-def _as_matrix(weight: Tensor, site: Site) -> Tensor:
-    """A weight as (groups, outputs, inputs), float64."""
-    groups = int(site.layer.calls[0].settings.get("groups", 1))
-    return weight.detach().double().reshape(groups, len(weight) // groups, -1)
-
-
-@torch.no_grad()
-def _store(tensors: Mapping[str, Tensor], site: Site, found: Solution, bias: Tensor, open_outputs: Tensor) -> None:
-    """Put the solution into the network, but for outputs that a norm of scale zero hides."""
-    weight = tensors[site.weight]
-    now = _as_matrix(weight, site)
-    weight.copy_(torch.where(open_outputs.unsqueeze(2), found.weight, now).reshape(weight.shape))
-    change = torch.where(open_outputs, found.intercept - bias, 0.0).reshape(-1)
-    for outlet in site.layer.outlets:
-        vector = tensors[outlet.parameter]
-        vector.copy_(vector.double() + outlet.sign * change)
 
 
 @contextmanager

@@ -12,53 +12,33 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import torch
 from torch import Tensor, nn
 
-Kind: TypeAlias = Literal["conv1d", "conv2d", "conv3d", "linear", "sampler"]
+Kind: TypeAlias = Literal["conv1d", "conv2d", "conv3d"]
 _CONVOLUTIONS: dict[str, type[nn.Module]] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 _MOST_WEIGHTS = 2**31  # a file that asks for more is damaged or hostile
 
 
-class ChannelSampler(nn.Module):
-    """Copies the channels ``index``, in this order, out of a map that others read whole (He et al. 2017, residual blocks)."""
-
-    index: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("index", torch.arange(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, inputs, *extent) -> (batch, channels, *extent)."""
-        return x.index_select(1, self.index)
-
-
 @dataclass(frozen=True)
 class LayerShape:
-    """One ordinary layer: a convolution without groups, a linear layer, or a sampler of ``outputs`` channels."""
+    """One ordinary layer: a convolution without groups, padded with zeros."""
 
     kind: Kind
     inputs: int
     outputs: int
-    kernel_size: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     bias: bool = False
 
     @property
     def num_weights(self) -> int:
         """Weights without the bias; multiply-adds at one position of the output."""
-        return 0 if self.kind == "sampler" else self.inputs * self.outputs * math.prod(self.kernel_size)
+        return self.inputs * self.outputs * math.prod(self.kernel_size)
 
     def build(self, like: Tensor) -> nn.Module:
         """The layer, its weights zero, of the type and on the device of ``like``."""
-        if self.kind == "sampler":
-            return ChannelSampler(self.outputs).to(like.device)
-        made: Any
-        if self.kind == "linear":
-            made = nn.Linear(self.inputs, self.outputs, self.bias, device="meta")
-        else:
-            extents = (self.kernel_size, self.stride, self.padding, self.dilation)
-            made = cast("Any", _CONVOLUTIONS[self.kind])(self.inputs, self.outputs, *extents, bias=self.bias, device="meta")
+        extents = (self.kernel_size, self.stride, self.padding, self.dilation)
+        made: Any = cast("Any", _CONVOLUTIONS[self.kind])(self.inputs, self.outputs, *extents, bias=self.bias, device="meta")
         for name, parameter in list(made.named_parameters()):
             zeros = torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
             setattr(made, name, nn.Parameter(zeros, like.requires_grad))
@@ -117,7 +97,7 @@ def _read_layer(item: Mapping[str, Any]) -> LayerShape:
     if kind not in get_args(Kind):
         raise ValueError(f"unknown kind of layer {str(kind)[:40]!r}")
     extents = {name: tuple(item[name]) for name in ("kernel_size", "stride", "padding", "dilation")}
-    rank = int(kind[4]) if kind in _CONVOLUTIONS else 0
+    rank = int(kind[4])
     least = {"padding": 0}
     sizes = [item["inputs"], item["outputs"]]
     fine = all(type(n) is int and 0 < n < 2**24 for n in sizes) and type(item["bias"]) is bool
