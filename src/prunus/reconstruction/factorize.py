@@ -75,8 +75,8 @@ def factorize(
     """Replace convolutions by rows of cheaper ones; ``model`` is untouched.
 
     ``spatial``: k x k becomes k x 1 and 1 x k (Jaderberg et al., BMVC 2014). ``channels``: fewer outputs and a pointwise layer
-    that makes all of them from those (Zhang et al. 2015). Ranks are chosen for all layers together: the largest product of what they
-    keep of each layer's energy within the budget. Layers are solved from front to back on what the factorised network gives
+    that makes all of them from those (Zhang et al. 2015). Ranks are chosen for all layers together: the largest product of what
+    they keep of each layer's energy within the budget. Layers are solved from front to back on what the factorised network gives
     there, for what the original gave; ``relu_aware``: for what it gave behind the ReLU, where there is one. Where only spatial
     factors are made, the second one is refitted by least squares. Neighbours are merged where that saves multiply-adds.
 
@@ -134,7 +134,8 @@ def _ranks(candidates: Mapping[str, Candidate], macs: int, budget: Budget) -> di
     if chosen is None:
         raise BudgetNotMet(
             f"the budget macs <= {limit:,.0f} can't be reached by factors: of {macs:,.0f} multiply-adds {others:,.0f} "
-            "are in layers that can't be factorised, and ranks of one still cost too much; allow more, or prune channels as well (three_c)"
+            "are in layers that can't be factorised, and ranks of one still cost too much; allow more, or prune channels as well "
+            "(three_c)"
         )
     return {layer: ranks for layer, ranks in zip(candidates, chosen, strict=True) if ranks != Ranks(None, None)}
 

@@ -77,8 +77,8 @@ def reduced_rank(xx: Tensor, xy: Tensor, rank: int, ridge: float = 1e-6) -> tupl
     """The map of this rank that is nearest to y as a function of x: basis (outputs, rank), reading (rank, inputs).
 
     xx (inputs, inputs) and xy (inputs, outputs) are centred sums of products. The generalised singular value decomposition of
-    Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and Detection", 2015, section 3: least squares,
-    then the principal axes of what it predicts. With x = y they are the principal axes of the responses.
+    Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and Detection", 2015, section 3: least
+    squares, then the principal axes of what it predicts. With x = y they are the principal axes of the responses.
     """
     scale = xx.diagonal().mean().clamp_min(torch.finfo(xx.dtype).tiny)
     inner = xx + ridge * scale * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)

@@ -41,7 +41,7 @@ class Candidate:
         return float(self.shape.num_weights * math.prod(output_extent(self.shape, self.extent)))
 
     def options(self) -> tuple[Floats, Floats, list[Ranks]]:
-        """Every choice of ranks: multiply-adds, energy lost (-log of the share that is kept), and the ranks; the first is none."""
+        """Every choice of ranks, the first none: multiply-adds, energy lost (-log of the share that is kept), and the ranks."""
         shape, spatial = self.shape, self.spatial
         places = math.prod(output_extent(shape, self.extent))
         widths = [None] if self.responses is None else [None, *range(1, shape.outputs)]
