@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "costs": set[str](),
     "types": {"budgets", "costs", "errors"},
     "training_hooks": {"types"},
-    "config": BASE,
+    "config": BASE | {"recipe_text"},
+    "recipe_text": {"errors"},
     "graph": BASE,
     "importance": BASE | {"graph"},
     "allocation": BASE | {"graph"},
@@ -40,7 +41,7 @@ CORE = {"budgets", "costs", "errors", "files", "training_hooks", "types", "graph
 CORE_PACKAGES = {"torch", "numpy", "scipy", "safetensors", "typing_extensions"}
 ONLY_IN = {
     "accelerate": {"training"},
-    "pydantic": {"config"},
+    "pydantic": {"config", "recipe_text"},
     "plotly": {"report"},
     "timm": {"sources"},
     "sklearn": {"sources", "importance", "reconstruction"},

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prunus.budgets import TARGETS, Budget
-from prunus.errors import InvalidBudget, RecipeError, UnknownName
+from prunus.errors import InvalidBudget, RecipeError
+from prunus.recipe_text import override, problem
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -218,6 +219,29 @@ class PruneConfig(_Section):
         return self
 
 
+class SparsityConfig(OptimizerConfig):
+    """Training that makes channels removable, and then decides which go, in place of a criterion and an allocator."""
+
+    epochs: int = Field(20, ge=0, description="epochs of this training, in every round")
+    method: str = Field(description="a name that `prunus methods` lists")
+    preset: str = Field("paper", description="paper: the published values, for long schedules; short: for small machines")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the method, over the preset's")
+    fold_batches: int = Field(
+        8,
+        ge=0,
+        description="training batches on which the mean of every channel that goes is measured, to be folded into what reads it "
+        "(exact for one that emits a constant); 0: it is dropped",
+    )
+
+    @model_validator(mode="after")
+    def _check_training(self) -> SparsityConfig:
+        if self.epochs == 0 and self.steps is None:
+            raise ValueError("a sparsity method decides by training: set epochs or steps above zero, or leave the section out")
+        if self.ema or self.keep == "best":
+            raise ValueError("averaged weights (ema) or those of the best epoch aren't what the method decides by")
+        return self
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"epochs": 3, "lr": 0.01, "warmup_epochs": 0.3, "first_layer_lr": 0.5, "ema": 0.98},
     "standard": {"epochs": 15, "lr": 0.02, "warmup_epochs": 1.0, "first_layer_lr": 0.5, "ema": 0.995},
@@ -292,6 +316,9 @@ class ComputeConfig(_Section):
         None, description="CPU threads of training; auto: the fastest in a short measurement; none: PyTorch's default"
     )
     channels_last: bool | Literal["auto"] = Field(False, description="memory format of training; auto: the faster, measured")
+    checkpoint_steps: int | None = Field(
+        None, ge=1, description="write a checkpoint every so many training steps, too; none: behind every epoch only"
+    )
 
     @field_validator("threads")
     @classmethod
@@ -320,11 +347,33 @@ class Recipe(_Section):
         None, description="a new head for a trained network; none: the network as it is built"
     )
     train: OptimizerConfig = Field(default=OptimizerConfig(epochs=0), description="training before pruning; epochs = 0: none")  # pyright: ignore[reportCallIssue]
+    sparsity: SparsityConfig | None = Field(
+        None, description="training with a sparsity method, which decides what goes; none: prune.criterion decides"
+    )
     prune: PruneConfig = PruneConfig()  # pyright: ignore[reportCallIssue]
     recover: RecoverConfig = RecoverConfig()  # pyright: ignore[reportCallIssue]
     functions: FunctionsConfig = FunctionsConfig()  # pyright: ignore[reportCallIssue]
     compute: ComputeConfig = ComputeConfig()  # pyright: ignore[reportCallIssue]
     export: ExportConfig = ExportConfig()  # pyright: ignore[reportCallIssue]
+
+    @model_validator(mode="after")
+    def _check_sparsity(self) -> Recipe:
+        chooses = (
+            "criterion",
+            "criterion_options",
+            "allocator",
+            "allocator_options",
+            "channels_per_round",
+            "momentum",
+            "batches",
+        )
+        plain = PruneConfig()  # pyright: ignore[reportCallIssue]
+        named = [f"prune.{name}" for name in chooses if getattr(self.prune, name) != getattr(plain, name)]
+        if self.sparsity is not None and named:
+            raise ValueError(f"sparsity.method decides what goes, so that {' and '.join(named)} would do nothing: leave it out")
+        if self.sparsity is not None and self.sparsity.fold_batches and "compensate" in self.recover.rungs:
+            raise ValueError("sparsity.fold_batches and the rung compensate would both fold means: leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _check_distillation(self) -> Recipe:
@@ -347,7 +396,7 @@ def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path} can't be read as TOML: {error}") from None
     for item in overrides or []:
-        _override(tree, item)
+        override(tree, item)
     return parse_recipe(tree, str(path))
 
 
@@ -356,36 +405,5 @@ def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        problems = "; ".join(_problem(cast("dict[str, Any]", e)) for e in error.errors())
+        problems = "; ".join(problem(cast("dict[str, Any]", e), Recipe) for e in error.errors())
         raise RecipeError(f"{where}: {problems}") from None
-
-
-def _problem(error: dict[str, Any]) -> str:
-    if not error["loc"]:  # of the whole recipe
-        return str(error["msg"])
-    *parents, leaf = (str(part) for part in error["loc"])
-    if error["type"] != "extra_forbidden":
-        return f"{'.'.join([*parents, leaf])}: {error['msg']}"
-    section: type[BaseModel] = Recipe
-    for part in parents:
-        annotation: Any = section.model_fields[part].annotation
-        section = next(a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel))
-    return str(UnknownName.among("field", ".".join([*parents, leaf]), (".".join([*parents, f]) for f in section.model_fields)))
-
-
-def _override(tree: dict[str, Any], item: str) -> None:
-    dotted, sep, raw = item.partition("=")
-    if not sep or not dotted.strip():
-        raise RecipeError(f"can't read --set {item!r}: write section.field=value, e.g. --set prune.criterion=l1")
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw
-    *parents, leaf = dotted.strip().split(".")
-    node = tree
-    for part in parents:
-        child = node.setdefault(part, {})
-        if not isinstance(child, dict):
-            raise RecipeError(f"--set {item!r}: {part} is a value, not a section")
-        node = cast("dict[str, Any]", child)
-    node[leaf] = value

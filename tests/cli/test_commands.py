@@ -139,6 +139,16 @@ def test_evaluate_full_and_pruned(nets: Path) -> None:
     assert pruned.exit_code == 0 and f"on {full['count']} test images" in pruned.stdout
 
 
+def test_methods_lists_the_table(nets: Path) -> None:
+    rows = {row["name"]: row for row in json.loads(call("methods", "--json").stdout)}
+    assert {"slimming", "ista", "resrep", "taylor"} <= rows.keys()
+    assert rows["resrep"]["needs"] == "batch norms directly behind convolutions"
+    assert rows["resrep"]["options"]["interval"] == "a whole number from 1 up"
+    assert rows["resrep"]["presets"]["short"]["strength"] == 1e-3
+    assert "paper_2016" in rows["taylor"]["presets"]
+    assert "Network Slimming" in call("methods").stdout
+
+
 def test_criteria_lists_the_table(nets: Path) -> None:
     rows = json.loads(call("criteria", "--json").stdout)
     assert [row["name"] for row in rows] == list(prunus.CRITERIA)

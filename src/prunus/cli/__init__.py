@@ -1,4 +1,5 @@
-"""The command line: ``prunus inspect | prune | evaluate | criteria | score | compare | sensitivity | run | demo | recipes``."""
+"""The command line: ``prunus inspect | prune | evaluate | criteria | methods | score | compare | sensitivity | run | demo |
+recipes``."""
 
 from prunus.cli import laboratory, networks, recipes, sensitivity
 from prunus.cli.app import app

@@ -1,4 +1,4 @@
-"""Commands about networks: inspect, prune, evaluate, criteria. Each is a thin call into the library."""
+"""Commands about networks: inspect, prune, evaluate, criteria, methods. Each is a thin call into the library."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from prunus.cli.tables import graph_json, graph_table, reach_table
 from prunus.errors import RecipeError
 from prunus.importance.criteria import resolve_criterion
 from prunus.sources import make_loader
+from prunus.sparsity import SPARSITY_METHODS
 
 
 @app.command()
@@ -207,6 +208,33 @@ def evaluate(
         print(json.dumps({"accuracy": found.accuracy, "loss": found.loss, "count": found.count}))
     else:
         console.print(f"accuracy {found.accuracy:.2%}, loss {found.loss:.4f}, on {found.count} test images")
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List the sparsity methods, which train and then decide what goes: what they need and where they come from."""
+    rows = list(SPARSITY_METHODS.values())
+    if as_json:
+        listed = [
+            {
+                "name": row.name,
+                "summary": row.summary,
+                "needs": row.needs,
+                "options": {name: str(values) for name, values in row.options.items()},
+                "presets": {name: dict(values) for name, values in row.presets.items()},
+                "paper": row.paper,
+            }
+            for row in rows
+        ]
+        print(json.dumps(listed, indent=2))
+        return
+    table = Table()
+    for heading in ("method", "what", "needs", "presets", "options", "paper"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        cells = row.summary, row.needs or "nothing", ", ".join(row.presets), ", ".join(row.options), row.paper
+        table.add_row(row.name, *(escape(cell) for cell in cells))
+    console.print(table)
 
 
 @app.command()

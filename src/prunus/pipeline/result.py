@@ -95,8 +95,8 @@ def _curves(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, stage in results.items():
         if stage.get("epochs"):
-            number = name.removeprefix("round-").partition("-")[0]
-            rung = TITLES.get(name.split("-", 2)[-1], "fine-tuning")
+            number, _, kind = name.removeprefix("round-").partition("-")
+            rung = "sparsity training" if kind == "sparsity" else TITLES.get(kind, "fine-tuning")
             found[titles.get(name) or (f"round {number}: {rung}" if iterative else rung)] = stage["epochs"]
     return found
 

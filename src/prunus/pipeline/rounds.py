@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from prunus.allocation.widths import EXACTLY, fits, floor_of
 from prunus.budgets import Amount, Budget
 from prunus.config import PruneConfig
 from prunus.importance import kept
+from prunus.surgery import SurgeryRecord
 from prunus.types import Allocator, ChannelGraph, Cost, PruningPlan, Scores
 
 
@@ -43,6 +45,11 @@ def meets(settings: PruneConfig, full: ChannelGraph, cost: Cost, channels: int, 
     """Whether a network that costs so much and has so many prunable channels left needs no further round."""
     final, costs = absolute(settings.to_budget(), full, carried=carried), {**asdict(cost), "channels": channels}
     return all(costs[target] <= final.limit(target, 0) for target in final.targets)
+
+
+def carried(record: SurgeryRecord, number: int) -> int:
+    """Bytes of the record of the rounds before round ``number``, which the file holds as well."""
+    return len(json.dumps(record.to_json())) if number > 1 else 0
 
 
 def absolute(budget: Budget, full: ChannelGraph, progress: float = 1.0, pace: str = "geometric", carried: int = 0) -> Budget:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from prunus.allocation import allocate
+from prunus.allocation import allocate, check_reach
 from prunus.config import Recipe
 from prunus.graph import trace
 from prunus.importance import score
@@ -27,14 +26,16 @@ from prunus.pipeline.networks import Networks
 from prunus.pipeline.preferences import PAGE, write_preferences
 from prunus.pipeline.prune import PruneResult, prune
 from prunus.pipeline.result import assemble, stage_title
-from prunus.pipeline.rounds import meets, plan_round, recalled, remembered, removed_channels, tries_plans
+from prunus.pipeline.rounds import carried, meets, plan_round, recalled, remembered, removed_channels, tries_plans
+from prunus.pipeline.sparsity import Decided, check_method, recalled_plan, train_sparse
 from prunus.pipeline.stages import Stages, write_json
 from prunus.pipeline.trainer import Compute, Trainer
 from prunus.pipeline.transfer import train_head
 from prunus.pipeline.trying import Judge, PlansAreTried, stop_at_the_first_plan
 from prunus.report import write_report
 from prunus.surgery import SurgeryRecord, save
-from prunus.types import ChannelGraph
+from prunus.training_hooks import SparsityTask
+from prunus.types import Budget, ChannelGraph
 
 EXAMPLES = 2  # images in the batch that is traced and verified
 Left: TypeAlias = "tuple[nn.Module, SurgeryRecord, dict[str, Any]]"
@@ -82,6 +83,12 @@ class _Run:
     def _check_before_training(self) -> None:
         """Whatever can be known to fail later fails now, before anything is trained or written: names, weights, the budget."""
         settings, model = self.recipe.prune, self.networks.build()
+        if self.recipe.sparsity is not None:
+            self.needs, self.batches = frozenset[str](), 0
+            graph = self._trace(model)
+            check_method(self.recipe, model, graph, self._task(settings.to_budget()))
+            check_reach(graph, settings.to_budget())
+            return
         criterion = resolve_criterion(settings.criterion, settings.criterion_options)
         self.needs = criterion.needs
         self.batches = settings.batches if criterion.needs else 0
@@ -118,8 +125,12 @@ class _Run:
         number, last = 0, False
         while not last:
             number += 1
+            prune_stage = self._prune
+            if self.recipe.sparsity is not None:
+                self._step(f"round-{number}-sparsity", lambda model, record, n=number: self._sparsity(model, record, n))
+                prune_stage = self._prune_as_decided
             before = self.latest
-            self._step(f"round-{number}-prune", lambda model, record, n=number: self._prune(model, record, n))
+            self._step(f"round-{number}-prune", lambda model, record, n=number, p=prune_stage: p(model, record, n))
             for rung in self.recipe.recover.rungs:
                 self._step(
                     f"round-{number}-{rung}",
@@ -182,8 +193,8 @@ class _Run:
 
     def _prune(self, model: nn.Module, record: SurgeryRecord, number: int) -> Left:
         settings = self.recipe.prune
-        carried = len(json.dumps(record.to_json())) if number > 1 else 0
-        asked = plan_round(settings, self.full, number, carried)
+        before_bytes = carried(record, number)
+        asked = plan_round(settings, self.full, number, before_bytes)
         before = self.results.get(f"round-{number - 1}-prune", {}).get("scores")
         folder = self.stages.file(f"round-{number}-accuracies")
         judge = Judge(self.trainer, settings.trial_images, folder) if tries_plans(asked.allocator) else None
@@ -211,7 +222,45 @@ class _Run:
             found["notes"] += judge.notes
         if settings.momentum:
             found["scores"] = remembered(result.scores, result.plan)
-        found["last"] = last = meets(settings, self.full, result.after, found["channels"]["after"], carried)
+        found["last"] = last = meets(settings, self.full, result.after, found["channels"]["after"], before_bytes)
+        if last or not self.recipe.recover.rungs:
+            found["evaluation"] = self.trainer.evaluate(result.model, self._titled(number, "after pruning"))
+        return result.model, record.compose(result.record), found
+
+    def _task(self, budget: Budget) -> SparsityTask:
+        return SparsityTask(budget, self.examples, self.recipe.seed, self.trainer.forward_fn)
+
+    def _sparsity(self, model: nn.Module, record: SurgeryRecord, number: int) -> Left:
+        asked = plan_round(self.recipe.prune, self.full, number, carried(record, number))
+        trained, found = train_sparse(self.recipe, self.trainer, model, self._trace(model), self._task(asked.budget), number)
+        return (
+            trained,
+            record,
+            {**found, "evaluation": self.trainer.evaluate(trained, self._titled(number, "after sparsity training"))},
+        )
+
+    def _prune_as_decided(self, model: nn.Module, record: SurgeryRecord, number: int) -> Left:
+        settings, sparsity = self.recipe.prune, self.recipe.sparsity
+        assert sparsity is not None
+        before_bytes = carried(record, number)
+        graph = self._trace(model)
+        plan = recalled_plan(self.results[f"round-{number}-sparsity"]["plan"], graph)
+        decided = Decided(plan, sparsity.method)
+        result = prune(
+            model,
+            self.examples,
+            plan_round(settings, self.full, number, before_bytes).budget,
+            decided,
+            self.trainer.calibration(sparsity.fold_batches) if sparsity.fold_batches else None,
+            allocator=decided,
+            keep=settings.keep,
+            mixing=settings.mixing,
+            whole_groups=settings.whole_groups,
+            forward_fn=self.trainer.forward_fn,
+            compensate="mean" if sparsity.fold_batches else None,
+        )
+        found = _describe(result)
+        found["last"] = last = meets(settings, self.full, result.after, found["channels"]["after"], before_bytes)
         if last or not self.recipe.recover.rungs:
             found["evaluation"] = self.trainer.evaluate(result.model, self._titled(number, "after pruning"))
         return result.model, record.compose(result.record), found

@@ -18,6 +18,7 @@ from prunus.training import evaluate, fastest, measure_training_speed, memory_fo
 from prunus.training.distill import DistillationLoss
 from prunus.training.features import FeatureLoss, feature_pairs
 from prunus.training.objective import Objective
+from prunus.training_hooks import SparsityMethod
 
 SEEDS_PER_PHASE = 1000  # phases draw different images, and the seeds of recipes are small numbers
 _MEASURED_BATCH = 32
@@ -77,12 +78,13 @@ class Trainer:
         phase: int = 0,
         images: tuple[Dataset[Any], Dataset[Any]] | None = None,
         teacher: Teacher | None = None,
+        method: SparsityMethod | None = None,
     ) -> list[dict[str, Any]]:
         """Train on ``images`` (training, validation), as a rule the recipe's, and return the epochs.
 
         Every ``phase`` draws its images, and their augmentation, in an order of its own. With a ``teacher`` the network learns
         from its answers and feature maps, too, as `recover` says. Where the weights of another than the last epoch were kept,
-        that epoch is marked.
+        that epoch is marked. A sparsity ``method`` has prepared the network already.
         """
         data = self.recipe.data
         chosen, judged = images or (self.data.train, self.data.validation)
@@ -103,6 +105,8 @@ class Trainer:
                 forward_fn=self.forward_fn,
                 description=name,
                 channels_last=self.compute.channels_last,
+                method=method,
+                checkpoint_steps=self.recipe.compute.checkpoint_steps,
             )
         epochs = [asdict(epoch) for epoch in log.epochs]
         if log.best_kept and log.best is not None and log.best.epoch != len(epochs):

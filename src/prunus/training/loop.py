@@ -103,6 +103,11 @@ def train(
         raise TrainingError(
             "a moving average of the weights (ema) has none of the zeros that a sparsity method makes: set ema = 0"
         )
+    if settings.keep == "best" and method is not None:
+        raise TrainingError(
+            'keep = "best" would put weights of an earlier epoch beside what the sparsity method has decided since: '
+            'set keep = "last"'
+        )
     objective = Objective(loss_fn, metric, forward_fn, settings.label_smoothing)
     if settings.epochs == 0 and settings.steps is None:
         return TrainingLog((), seed, note=f"{description}: epochs = 0, nothing was trained")
