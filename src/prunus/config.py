@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -10,12 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from prunus.budgets import TARGETS, Budget
 from prunus.errors import InvalidBudget, RecipeError
-from prunus.recipe_text import override, problem
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+from prunus.recipe_text import override, problem, read_toml
 
 
 class _Section(BaseModel):
@@ -358,15 +352,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _check_sparsity(self) -> Recipe:
-        chooses = (
-            "criterion",
-            "criterion_options",
-            "allocator",
-            "allocator_options",
-            "channels_per_round",
-            "momentum",
-            "batches",
-        )
+        chooses = ["criterion", "criterion_options", "allocator", "allocator_options", "channels_per_round", "momentum", "batches"]
         plain = PruneConfig()  # pyright: ignore[reportCallIssue]
         named = [f"prune.{name}" for name in chooses if getattr(self.prune, name) != getattr(plain, name)]
         if self.sparsity is not None and named:
@@ -388,13 +374,7 @@ def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
     Raises:
         RecipeError: the file is missing or isn't TOML, a field is unknown or has a wrong value. The message names the field.
     """
-    path = Path(path)
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"there is no recipe at {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"{path} can't be read as TOML: {error}") from None
+    tree = read_toml(Path(path))
     for item in overrides or []:
         override(tree, item)
     return parse_recipe(tree, str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any, cast, get_args
 
 from pydantic import BaseModel
@@ -13,6 +14,16 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The file as a nested dict; `RecipeError` if it is missing or isn't TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe at {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{path} can't be read as TOML: {error}") from None
 
 
 def problem(error: dict[str, Any], recipe: type[BaseModel]) -> str:
@@ -30,7 +41,7 @@ def problem(error: dict[str, Any], recipe: type[BaseModel]) -> str:
 
 
 def override(tree: dict[str, Any], item: str) -> None:
-    """Set what ``section.field=value`` says in ``tree``, the value in TOML syntax or bare text; `RecipeError` if it can't be read."""
+    """Set what ``section.field=value`` says in ``tree``, the value in TOML syntax or bare text."""
     dotted, sep, raw = item.partition("=")
     if not sep or not dotted.strip():
         raise RecipeError(f"can't read --set {item!r}: write section.field=value, e.g. --set prune.criterion=l1")
