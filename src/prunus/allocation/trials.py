@@ -171,7 +171,7 @@ def _open(optuna: Any, work: Trials, storage: str | None) -> Any:
 
 def _sampler(optuna: Any, work: Trials, number: int, worker: int) -> Any:
     """A fresh sampler for every trial: what it draws depends on the trials before and on its number, on nothing in memory."""
-    seed = int(np.random.SeedSequence((work.seed, worker, number)).generate_state(1)[0])
+    seed = int(np.random.SeedSequence((work.seed, SAMPLERS.index(work.sampler), worker, number)).generate_state(1)[0])
     if work.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if work.sampler == "nsga2":

@@ -1,7 +1,6 @@
-"""The command line: ``prunus inspect | prune | evaluate | criteria | methods | score | compare | sensitivity | run | demo |
-recipes``."""
+"""The command line: what ``prunus --help`` lists."""
 
-from prunus.cli import laboratory, networks, recipes, sensitivity
+from prunus.cli import laboratory, networks, recipes, search, sensitivity
 from prunus.cli.app import app
 
-__all__ = ["app", "laboratory", "networks", "recipes", "sensitivity"]
+__all__ = ["app", "laboratory", "networks", "recipes", "search", "sensitivity"]

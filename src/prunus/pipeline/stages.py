@@ -36,7 +36,8 @@ class Stages:
             (folder / "stages").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ArtifactError(f"can't make the folder {folder}: {error.strerror or error}") from error
-        write_json(stored, recipe)
+        if not stored.exists() or read_json(stored) != recipe:  # several processes may share a folder
+            write_json(stored, recipe)
 
     def file(self, name: str) -> Path:
         """Path of a file that stages leave for one another."""
