@@ -13,7 +13,16 @@ from prunus.config import load_recipe
 from prunus.sources import load_model, replace_head
 
 RECIPES = sorted((Path(prunus.__file__).parent / "recipes").glob("*.toml"))
-NAMES = ["cats_dogs", "cats_dogs_vgg16", "cifar_resnet20", "cifar_resnet56", "digits", "imagenet_resnet50", "solar_cells"]
+NAMES = [
+    "cats_dogs",
+    "cats_dogs_few",
+    "cats_dogs_vgg16",
+    "cifar_resnet20",
+    "cifar_resnet56",
+    "digits",
+    "imagenet_resnet50",
+    "solar_cells",
+]
 CLASSES = {"digits": 10, "cifar_resnet20": 10, "cifar_resnet56": 10, "imagenet_resnet50": 1000}
 
 

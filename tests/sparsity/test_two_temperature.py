@@ -83,8 +83,20 @@ def test_within_the_budget_multiply_adds_are_free() -> None:
         for logit in method.logits.values():
             logit[:5] = -1.0
     assert method.penalty().item() == 0.0
-    _, _, always = prepared(strength=2.0, weights="kept")
+    _, _, always = prepared(strength=2.0, stop_at_budget=False, weights="kept")
     assert always.penalty().item() == pytest.approx(2.0 * open_share, rel=1e-5)
+
+
+def test_logits_move_at_a_rate_of_their_own() -> None:
+    """Gradients (3, 4, 0, ...) over 24 logits: their root mean square is sqrt(25 / 24)."""
+    for normalise, factor in ((False, 0.5), (True, 0.5 / (25 / 24) ** 0.5)):
+        _, _, method = prepared(weights="kept", rate=0.5, normalise=normalise)
+        for logit in method.logits.values():
+            logit.grad = torch.zeros_like(logit)
+        method.logits["one.0"].grad[0], method.logits["two.0"].grad[5] = 3.0, 4.0
+        method.after_backward()
+        assert method.logits["one.0"].grad[0].item() == pytest.approx(3 * factor)
+        assert method.logits["two.0"].grad[5].item() == pytest.approx(4 * factor)
 
 
 def test_settled_gates_are_the_plans_and_rest() -> None:

@@ -199,13 +199,14 @@ SPARSITY_METHODS: dict[str, SparsityRow] = {
                 "smooth": Number(),
                 "initial": Number(float("-inf")),
                 "rate": Number(),
+                "normalise": SWITCH,
                 "weights": ("kept", "resampled"),
                 "settle": Number(high=1.0),
             },
             {
                 "paper": {},
-                "short": {"weights": "kept", "stop_at_budget": True, "rate": 10.0, "settle": 0.3},
-                "transfer": {"rate": 10.0},
+                "short": {"rate": 0.02, "normalise": True, "weights": "kept", "settle": 0.3},
+                "transfer": {"rate": 0.02, "normalise": True},
             },
         ),
     )

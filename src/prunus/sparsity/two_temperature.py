@@ -71,6 +71,8 @@ class TwoTemperatureSelection(GatedMethod):
         smooth: temperature backward.
         initial: every channel's logit at the start.
         rate: factor of the logits' gradients, so of their learning rate with SGD.
+        normalise: divide these gradients by their root mean square over all logits first, so that a logit moves by about rate
+            times the learning rate whatever the size of the network (the share of one channel in all multiply-adds shrinks).
         weights: kept, or resampled behind every step.
         settle: share of the steps at the end in which the gates are fixed (not with resampled weights).
     """
@@ -81,16 +83,17 @@ class TwoTemperatureSelection(GatedMethod):
         self,
         *,
         strength: float = 1.0,
-        stop_at_budget: bool = False,
+        stop_at_budget: bool = True,
         sharp: float = 50.0,
         smooth: float = 1.0,
         initial: float = 0.1,
         rate: float = 1.0,
+        normalise: bool = False,
         weights: Literal["kept", "resampled"] = "resampled",
         settle: float = 0.0,
     ) -> None:
         self.strength, self.stop_at_budget, self.sharp, self.smooth = strength, stop_at_budget, sharp, smooth
-        self.initial, self.rate, self.weights, self.settle = initial, rate, weights, settle
+        self.initial, self.rate, self.normalise, self.weights, self.settle = initial, rate, normalise, weights, settle
 
     def attach(self) -> None:
         """Put the logits into the network, as parameters of their own.
@@ -138,9 +141,13 @@ class TwoTemperatureSelection(GatedMethod):
 
     def after_backward(self) -> None:
         """Logits at their own rate, or at rest; resampled weights learn nothing."""
-        for logit in self.logits.values():
-            if logit.grad is not None:
-                logit.grad.mul_(0.0 if self.settled else self.rate)
+        gradients = [logit.grad for logit in self.logits.values() if logit.grad is not None]
+        factor: Tensor | float = 0.0 if self.settled else self.rate
+        if self.normalise and gradients:
+            size = torch.cat([gradient.float() for gradient in gradients]).square().mean().sqrt()
+            factor = factor / size.clamp_min(torch.finfo(size.dtype).tiny)
+        for gradient in gradients:
+            gradient.mul_(factor)
         if self.weights == "resampled":
             own = {id(logit) for logit in self.logits.values()}
             for parameter in self.model.parameters():
