@@ -1,6 +1,7 @@
 """Prunus: exact structured pruning for PyTorch convolutional networks."""
 
 from prunus.allocation import ALLOCATORS, allocate, reach
+from prunus.budgets import Timing
 from prunus.errors import (
     ArtifactError,
     BudgetNotMet,
@@ -21,6 +22,7 @@ from prunus.graph import OP_RULES, op_rule, trace
 from prunus.importance import CRITERIA, score
 from prunus.pipeline.prune import PruneResult, prune
 from prunus.pipeline.removal import remove
+from prunus.pipeline.time_network import time_network
 from prunus.reconstruction import prune_lossless
 from prunus.surgery import SurgeryRecord, load, save, silence, verify
 from prunus.types import (
@@ -61,6 +63,7 @@ __all__ = [
     "RecipeError",
     "Scores",
     "SurgeryRecord",
+    "Timing",
     "TrainingError",
     "UnknownName",
     "UnsupportedNetwork",
@@ -76,6 +79,7 @@ __all__ = [
     "save",
     "score",
     "silence",
+    "time_network",
     "trace",
     "verify",
 ]

@@ -17,7 +17,6 @@ from prunus import (
     Budget,
     BudgetNotMet,
     EvidenceError,
-    InvalidBudget,
     NothingPruned,
     PrunusWarning,
     UnknownName,
@@ -353,7 +352,6 @@ def test_a_model_wrapped_for_distributed_training(tmp_path: Any) -> None:
         ({"per_example": True}, UnknownName, "unknown option of criterion l1"),
         ({"budget": Budget(macs=0.001)}, BudgetNotMet, "can't be reached: the smallest allowed network has"),
         ({"budget": Budget(macs=1.0)}, NothingPruned, "the network already meets the budget"),
-        ({"budget": Budget(latency="1ms")}, InvalidBudget, "a budget on latency needs measurements"),
     ],
 )
 def test_requests_that_are_refused(arguments: dict[str, Any], error: type[Exception], text: str) -> None:

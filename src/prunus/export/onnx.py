@@ -67,7 +67,7 @@ def export_onnx(
         ExportError: the export extra isn't installed, the network can't be exported or written, or the file's outputs differ
             from PyTorch's by more than 1e-4 of the largest output (the file then doesn't get its name).
     """
-    _require_onnx()
+    require_onnx()
     path = Path(path)
     inputs = FlatInputs.of(example_inputs)
     network = FlatNetwork(model, inputs)
@@ -234,7 +234,7 @@ def _quiet() -> Generator[None, None, None]:
         logging.disable(previous)
 
 
-def _require_onnx() -> None:
+def require_onnx() -> None:
     for module in ("onnx", "onnxscript", "onnxruntime"):
         try:
             with warnings.catch_warnings():

@@ -77,6 +77,11 @@ def measure_onnx_latency(
 
 def open_session(path: Path, threads: int = 1) -> Any:
     """An onnxruntime session on the CPU. `ExportError` if onnxruntime is missing or can't load the file."""
+    return session_of(str(path), threads)
+
+
+def session_of(model: str | bytes, threads: int = 1) -> Any:
+    """The same from a path or a serialised model."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -88,9 +93,9 @@ def open_session(path: Path, threads: int = 1) -> Any:
     # Idle threads that spin would take the cores from the session whose turn it is.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, sess_options=options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ExportError(f"onnxruntime can't load {path}: {error}") from error
+        raise ExportError(f"onnxruntime can't load {model if isinstance(model, str) else 'a layer'}: {error}") from error
 
 
 def run_session(session: Any, inputs: FlatInputs) -> list[Tensor]:
@@ -127,7 +132,7 @@ def _eager_call(network: nn.Module, inputs: Any) -> Callable[[], Any]:
 
 def _alternate(calls: Mapping[str, Callable[[], Any]], runs: int, warmup: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in calls}
-    with _no_garbage_collection():
+    with no_garbage_collection():
         for turn in range(warmup + runs):
             for name, call in calls.items():
                 start = time.perf_counter_ns()
@@ -139,7 +144,8 @@ def _alternate(calls: Mapping[str, Callable[[], Any]], runs: int, warmup: int) -
 
 
 @contextmanager
-def _no_garbage_collection() -> Generator[None, None, None]:
+def no_garbage_collection() -> Generator[None, None, None]:
+    """The collector is off inside, and afterwards as it was."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -10,20 +10,10 @@ from torch import Tensor, nn
 
 from prunus.config import Recipe
 from prunus.export import export_onnx, measure_latency, measure_onnx_latency
+from prunus.pipeline.called import Called
 from prunus.pipeline.samples import show_samples
 from prunus.sources import DataBundle
 from prunus.types import ForwardFn
-
-
-class Called(nn.Module):
-    """A network with the user's way of calling it, for timing and export."""
-
-    def __init__(self, model: nn.Module, forward_fn: ForwardFn) -> None:
-        super().__init__()
-        self.model, self.forward_fn = model, forward_fn
-
-    def forward(self, inputs: Any) -> Any:
-        return self.forward_fn(self.model, inputs)
 
 
 def deliver(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,11 +10,15 @@ import torch
 from torch import nn
 
 from prunus.allocation import allocate
+from prunus.budgets import Timing, shown_amount
 from prunus.errors import NothingPruned
 from prunus.graph import trace
 from prunus.graph.trace import Keep
 from prunus.importance import score
+from prunus.pipeline.latency import PlanFor, Planned
 from prunus.pipeline.removal import Compensate, removed, wants_data
+from prunus.pipeline.time_network import latency_planner
+from prunus.pipeline.timer import Timer
 from prunus.pipeline.trying import JudgeFn, provable, tried_out
 from prunus.reconstruction import FoldingReport
 from prunus.surgery import SurgeryRecord
@@ -53,7 +57,10 @@ class PruneResult:
     def __str__(self) -> str:
         lines: list[str] = []
         for t in self.plan.provenance["budget"]:
-            lines.append(f"{t['target']}: {t['full']:,.0f} -> {t['achieved']:,.0f}, asked for <= {t['requested']:,.0f}")
+            full, achieved, requested = (
+                shown_amount(t["target"], t[key]).removesuffix(f" {t['target']}") for key in ("full", "achieved", "requested")
+            )
+            lines.append(f"{t['target']}: {full} -> {achieved}, asked for <= {requested}" + _how_measured(t, self.plan))
         for name, before, after in (
             ("MACs", self.before.macs, self.after.macs),
             ("parameters", self.before.parameters, self.after.parameters),
@@ -74,7 +81,7 @@ def prune(
     criterion: str | Criterion = "l1",
     data: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
-    allocator: str | Allocator = "global",
+    allocator: str | Allocator | None = None,
     keep: Keep = (),
     verify: bool = True,
     *,
@@ -88,6 +95,8 @@ def prune(
     ema: nn.Module | None = None,
     compensate: Compensate | None = None,
     evaluate: JudgeFn | None = None,
+    timing: Timing | None = None,
+    timer: Timer | None = None,
     **options: Any,
 ) -> PruneResult:
     """Prune ``model`` (which is untouched) to ``budget`` and prove the result: removed == silenced, in float64.
@@ -104,9 +113,14 @@ def prune(
             then read once more. The proof is that of the removal; what compensation does is in ``compensation``.
         evaluate: accuracy (higher = better) of a small network, which it may change; for allocators that try plans out
             (sensitivity, netadapt, search). What can't be shown exact is frozen before they start.
+        allocator: None is ``knapsack`` where latency is a target, else ``global``.
+        timing: how latency is measured, where the budget asks for it: plans are made, their networks timed in fresh processes
+            beside the full one, and made again, until the measured latency is within 5 % of the target; ``plan.provenance`` and
+            ``after`` say what was measured. ``timer`` measures instead of this machine.
 
     Raises:
         PrunusError: what `trace`, `score`, `allocate` and `remove` raise.
+        BudgetNotMet: also, no network was measured within 5 % of the latency that is asked for.
         VerificationFailed: no subset of the groups could be proven.
     """
     wants_data(compensate, data)
@@ -116,24 +130,45 @@ def prune(
         raise NothingPruned(f"all {len(graph.groups)} groups are frozen, so nothing can be pruned. {shown}")
     scores = score(model, graph, criterion, data, loss_fn, forward_fn=forward_fn, batches=batches, seed=seed, **options)
 
-    def plan_for(graph: ChannelGraph) -> PruningPlan:
-        judge = None if evaluate is None else tried_out(model, graph, evaluate)
-        return allocate(graph, _of_prunable(scores, graph), budget, allocator, evaluate=judge)
+    checks = Checks(model, example_inputs, forward_fn=forward_fn, train_inputs=train_inputs) if verify else None
+    if checks is not None and evaluate is not None:
+        graph = provable(model, graph, checks)
 
-    report, notes = None, ()
-    if verify:
-        checks = Checks(model, example_inputs, forward_fn=forward_fn, train_inputs=train_inputs)
-        if evaluate is not None:
-            graph = provable(model, graph, checks)
-        proof = prove(checks, graph, plan_for)
-        graph, plan, report, notes = proof.graph, proof.plan, proof.report, proof.notes
-        scores = _of_prunable(scores, graph) if proof.frozen else scores
+    def judge(graph: ChannelGraph) -> Callable[[PruningPlan], float] | None:
+        return None if evaluate is None else tried_out(model, graph, evaluate)
+
+    def planned(graph: ChannelGraph, plan_for: PlanFor) -> Planned:
+        """A plan, proven unless that was switched off, with the groups frozen that the proof found at fault."""
+        if checks is None:
+            return Planned(graph, plan_for(graph, _of_prunable(scores, graph)))
+        proof = prove(checks, graph, lambda graph: plan_for(graph, _of_prunable(scores, graph)))
+        return Planned(proof.graph, proof.plan, proof.report, proof.notes)
+
+    if budget.measured:
+        asked = model, example_inputs, budget, allocator, timing or Timing(), timer
+        with latency_planner(*asked, forward_fn=forward_fn, judge=judge) as latency:
+            found = latency.proven(graph, planned)
     else:
-        plan = plan_for(graph)
+        found = planned(graph, lambda graph, scores: allocate(graph, scores, budget, allocator, evaluate=judge(graph)))
+    graph, plan, report, notes = found.graph, found.plan, found.report, found.notes
+    scores = _of_prunable(scores, graph)
     small, record, folding = removed(model, graph, plan, optimizer, ema, compensate, data, forward_fn, batches)
     provenance = {**plan.provenance, "criterion": scores.criterion}
     plan = replace(plan, provenance=provenance)
-    return PruneResult(small, plan, record, graph.cost(), graph.cost(plan), report, graph, scores, notes, folding)
+    before, after = graph.cost(), replace(graph.cost(plan), latency_ms=plan.predicted.latency_ms)
+    measured = next((row["full"] for row in plan.provenance["budget"] if row["target"] == "latency"), None)
+    before = replace(before, latency_ms=measured)
+    return PruneResult(small, plan, record, before, after, report, graph, scores, notes, folding)
+
+
+def _how_measured(row: Mapping[str, Any], plan: PruningPlan) -> str:
+    """Behind a row on latency: where it was measured, and what had been predicted."""
+    if "predicted" not in row:
+        return ""
+    told = plan.provenance["latency"]
+    threads = f"{told['threads']} thread{'s' * (told['threads'] != 1)}"
+    predicted = shown_amount("latency", row["predicted"])
+    return f"; measured on {told['runtime']}, {threads}, batch {told['batch']}; {predicted} predicted"
 
 
 def _of_prunable(scores: Scores, graph: ChannelGraph) -> Scores:

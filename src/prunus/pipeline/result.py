@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import torch
 
 from prunus.config import Recipe
 from prunus.pipeline.ladder import TITLES, rung_rows
+from prunus.pipeline.machine import environment
 from prunus.sources import DataBundle
 from prunus.surgery import SurgeryRecord
 from prunus.types import ChannelGraph, ChannelGroup, Cost
@@ -178,25 +176,6 @@ def _peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, as far as they matter to the figures."""
-    found: dict[str, Any] = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-    for package in ("prunus", "torch", "torchvision", "accelerate", "onnx", "onnxruntime"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return {**found, "cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
 
 
 def network_row(cost: Cost, file: Path, latency: dict[str, Any]) -> dict[str, Any]:
