@@ -189,3 +189,27 @@ def test_a_recipe_does_not_change() -> None:
     run = parse_recipe({"model": {"source": "cifar:resnet20"}})
     with pytest.raises(ValueError, match="frozen"):
         run.seed = 4  # type: ignore[misc]
+
+
+def test_a_budget_on_latency() -> None:
+    """Allocator and widths have defaults of their own; runtime and timing reach the budget."""
+    from prunus.budgets import Timing
+
+    tree = {"model": {"source": "cifar:resnet20"}, "prune": {"budget": {"latency": 0.5}, "runtime": "onnxruntime"}}
+    settings = parse_recipe(tree).prune
+    assert (settings.allocator, settings.multiple_of) == ("knapsack", "auto")
+    assert (settings.to_budget().runtime, settings.to_budget().latency) == ("onnxruntime", 0.5)
+    assert settings.to_timing() == Timing()
+    text = {**tree, "prune": {"budget": "latency=0.5@compile,macs=0.7", "allocator": "global", "multiple_of": 4}}
+    text["prune"]["timing"] = {"threads": 2, "dtype": "bfloat16"}
+    settings = parse_recipe(text).prune
+    budget = settings.to_budget()
+    assert (budget.latency, budget.macs, budget.runtime, budget.multiple_of) == (0.5, 0.7, "compile", 4)
+    assert settings.allocator == "global" and settings.to_timing() == Timing(threads=2, dtype="bfloat16")
+    for wrong, why in (
+        ({"budget": {"latency": 0.5}, "rounds": 2}, "a budget on latency is met in one round"),
+        ({"budget": {"latency": "0.5@gpu"}}, "runtime='gpu' is none of eager, compile, onnxruntime"),
+        ({"budget": "latency=0.5@onnxruntime", "timing": {"channels_last": True}}, "onnxruntime runs the exported network in fl"),
+    ):
+        with pytest.raises(RecipeError, match=why):
+            parse_recipe({"model": {"source": "cifar:resnet20"}, "prune": wrong})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prunus.budgets import TARGETS, Budget
+from prunus.budgets import TARGETS, Budget, Timing
 from prunus.errors import InvalidBudget, RecipeError
 from prunus.recipe_text import override, problem, read_toml
 
@@ -113,20 +113,31 @@ class TransferConfig(OptimizerConfig):
     )
 
 
+class TimingConfig(_Section):
+    """How latency is measured where the budget asks for it."""
+
+    threads: int = Field(1, ge=1, description="CPU threads")
+    batch: int = Field(1, ge=1, description="images per pass")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of eager and compile")
+    channels_last: bool = Field(False, description="memory format of eager and compile")
+
+
 class PruneConfig(_Section):
     """What to remove."""
 
     budget: dict[str, float | int | str] = Field(
         default_factory=lambda: {"macs": 0.5},
-        description="macs, parameters, channels, activation_bytes, file_size: a float in (0, 1] is the kept fraction, "
-        "else absolute",
+        description="macs, parameters, channels, activation_bytes, file_size, latency (measured; in one round): a float in (0, 1] "
+        'is the kept fraction, else absolute ("8ms")',
     )
     criterion: str = Field("taylor", description="a name that `prunus criteria` lists")
     criterion_options: dict[str, Any] = Field(default_factory=dict, description="options of the criterion")
+    runtime: Literal["eager", "compile", "onnxruntime"] = Field("eager", description="what latency is measured on")
+    timing: TimingConfig = Field(default=TimingConfig(), description="how it is measured")  # pyright: ignore[reportCallIssue]
     allocator: str = Field(
         "global",
         description="uniform, global, global_per_cost, knapsack, per_layer, thresholds, mean_minus_deviations, sensitivity, "
-        "netadapt or search",
+        "netadapt or search; for a budget on latency knapsack, where none is named",
     )
     allocator_options: dict[str, Any] = Field(
         default_factory=dict, description='options of the allocator, e.g. { ratios = { "layer1.*" = 1.0, "layer4.*" = 2.0 } }'
@@ -150,7 +161,11 @@ class PruneConfig(_Section):
     mixing: Literal["allow", "freeze"] = Field("allow", description="groups whose statistics change with the width")
     whole_groups: bool = Field(False, description="grouped layers lose whole groups instead of the same slots of every group")
     min_channels: int = Field(1, ge=0, description="channels that every group keeps at least; 0: a whole branch may go")
-    multiple_of: int = Field(1, ge=1, description="layer widths are multiples of this")
+    multiple_of: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1,
+        description="layer widths are multiples of this; auto: of what is measured to be fast on the runtime, which is the default "
+        "for a budget on latency",
+    )
     max_pruning_ratio: float = Field(0.95, gt=0, le=1, description="largest share that any group loses")
     limits: dict[str, float | int] = Field(
         default_factory=dict,
@@ -189,15 +204,30 @@ class PruneConfig(_Section):
 
     def to_budget(self) -> Budget:
         """The `prunus.Budget` of this section."""
-        limits = self.model_dump(include={"min_channels", "multiple_of", "max_pruning_ratio", "tolerance", "limits"})
+        limits = self.model_dump(include={"runtime", "min_channels", "multiple_of", "max_pruning_ratio", "tolerance", "limits"})
         return Budget(**cast("dict[str, Any]", self.budget), **limits)
+
+    def to_timing(self) -> Timing:
+        """The `prunus.Timing` of this section."""
+        return Timing(**self.timing.model_dump())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_for_latency(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "latency" in cast("dict[str, Any]", value).get("budget", ()):
+            return {"allocator": "knapsack", "multiple_of": "auto", **value}
+        return value
 
     @field_validator("budget", mode="before")
     @classmethod
     def _read_budget(cls, value: Any) -> Any:
         """Accept the command line's ``macs=0.5,parameters=1M`` beside a table."""
         try:
-            return dict(Budget.parse(value).targets) if isinstance(value, str) else value
+            if not isinstance(value, str):
+                return value
+            budget = Budget.parse(value)
+            on = {"latency": f"{budget.latency}@{budget.runtime}"} if "@" in value else {}
+            return {**budget.targets, **on}
         except InvalidBudget as error:
             raise ValueError(str(error)) from None
 
@@ -207,9 +237,14 @@ class PruneConfig(_Section):
         if unknown:
             raise ValueError(f"unknown budget target {unknown[0]!r}: known are {', '.join(TARGETS)}")
         try:
-            self.to_budget()
+            budget = self.to_budget()
+            self.to_timing().check(budget.runtime)
         except InvalidBudget as error:
             raise ValueError(str(error)) from None
+        if budget.measured and (self.rounds > 1 or self.channels_per_round is not None):
+            raise ValueError(
+                "a budget on latency is met in one round, in which plans are measured and made again: leave out rounds"
+            )
         return self
 
 
@@ -352,7 +387,15 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _check_sparsity(self) -> Recipe:
-        chooses = ["criterion", "criterion_options", "allocator", "allocator_options", "channels_per_round", "momentum", "batches"]
+        chooses = [
+            "criterion",
+            "criterion_options",
+            "allocator",
+            "allocator_options",
+            "channels_per_round",
+            "momentum",
+            "batches",
+        ]
         plain = PruneConfig()  # pyright: ignore[reportCallIssue]
         named = [f"prune.{name}" for name in chooses if getattr(self.prune, name) != getattr(plain, name)]
         if self.sparsity is not None and named:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -31,6 +32,13 @@ Data = Annotated[
     str | None, typer.Option(help="digits, folder:PATH, cifar10:PATH, fashion-mnist:PATH, elpv, or path/to/file.py:function")
 ]
 ImageSize = Annotated[int | None, typer.Option(help="pixels; resizes and crops the data's images")]
+Threads = Annotated[int, typer.Option(help="CPU threads that latency is measured with")]
+TimingBatch = Annotated[int, typer.Option("--timing-batch", help="images per pass when latency is measured")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, of eager and compile when latency is measured")]
+ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="memory format of eager and compile in that measurement")]
+Cache = Annotated[
+    Path | None, typer.Option(help="folder of measured layer times (default: $PRUNUS_CACHE, else the user's cache folder)")
+]
 Seed = Annotated[int, typer.Option(help="of everything random")]
 
 

@@ -12,20 +12,25 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from prunus import CRITERIA, Budget, ChannelGraph, load, prune, reach, save, trace
-from prunus.allocation import check_reach, resolve_allocator
-from prunus.budgets import parse_limits
+from prunus import CRITERIA, Budget, ChannelGraph, load, prune, reach, save, time_network, trace
+from prunus.allocation import check_reach, default_allocator, resolve_allocator
+from prunus.budgets import Timing, parse_limits
 from prunus.cli.app import app, console
 from prunus.cli.given import (
     Arguments,
     AsJson,
+    Cache,
+    ChannelsLast,
     Classes,
     Data,
+    Dtype,
     ImageSize,
     Input,
     Keep,
     ModelArgument,
     Seed,
+    Threads,
+    TimingBatch,
     Weights,
     WholeGroups,
     load_bundle,
@@ -70,11 +75,17 @@ def inspect(
 def prune_command(
     model: ModelArgument,
     budget: Annotated[
-        str, typer.Option(help="macs=0.5 keeps half; parameters=1.2M is absolute; several, by comma, must all hold")
+        str,
+        typer.Option(
+            help="macs=0.5 keeps half; parameters=1.2M is absolute; latency=0.5@onnxruntime is measured; several, by comma, must "
+            "all hold"
+        ),
     ],
     out: Annotated[Path, typer.Option(help="file of the small network")] = Path("small.prunus"),
     criterion: Annotated[str, typer.Option(help="a name from `prunus criteria`")] = "l1",
-    allocator: Annotated[str, typer.Option(help="uniform, global, global_per_cost, knapsack, ...")] = "global",
+    allocator: Annotated[
+        str | None, typer.Option(help="uniform, global, global_per_cost, knapsack, ... (default: global; for latency knapsack)")
+    ] = None,
     allocator_option: Annotated[
         list[str] | None,
         typer.Option(help="NAME=VALUE of the allocator, e.g. points=sensitivity/sensitivity.json; may be repeated"),
@@ -90,7 +101,9 @@ def prune_command(
     mixing: Annotated[str, typer.Option(help="allow or freeze groups whose statistics change with the width")] = "allow",
     whole_groups: WholeGroups = False,
     min_channels: Annotated[int, typer.Option(help="channels that every group keeps at least; 0: a whole branch may go")] = 1,
-    multiple_of: Annotated[int, typer.Option(help="layer widths are multiples of this")] = 1,
+    multiple_of: Annotated[
+        str | None, typer.Option(help="layer widths are multiples of this; auto: of what the runtime likes (default for latency)")
+    ] = None,
     max_pruning_ratio: Annotated[float, typer.Option(help="largest share that any group loses")] = 0.95,
     limit: Annotated[
         list[str] | None,
@@ -102,18 +115,25 @@ def prune_command(
     compensate: Annotated[
         str | None, typer.Option(help="mean: what removed channels gave on average goes into the biases (needs --data)")
     ] = None,
+    threads: Threads = 1,
+    timing_batch: TimingBatch = 1,
+    dtype: Dtype = "float32",
+    channels_last: ChannelsLast = False,
+    cache: Cache = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Prune a network once, prove the result and save it. Without training: use `prunus run` to recover accuracy."""
     limits = {
         "min_channels": min_channels,
-        "multiple_of": multiple_of,
+        "multiple_of": read_multiple(multiple_of),
         "max_pruning_ratio": max_pruning_ratio,
         "tolerance": tolerance,
         "limits": parse_limits(limit or ()),
     }
     wanted = Budget.parse(budget, **limits)
+    timing = Timing(threads, timing_batch, dtype, channels_last, cache)
+    timing.check(wanted.runtime)
     from prunus.laboratory.contenders import read_options
 
     options = read_options(allocator_option or ())
@@ -126,6 +146,7 @@ def prune_command(
     examples = torch.stack([bundle.test[i][0] for i in (0, 1)]) if bundle else random_input(model, input_shape)
     if dry_run:
         graph = trace(network, examples, keep or (), cast(Any, mixing), whole_groups=whole_groups)
+        graph = time_network(network, graph, examples, wanted.runtime, timing) if wanted.measured else graph
         _show_reach(graph, wanted, as_json)
         return
     needs_data = bool(resolve_criterion(criterion, {}).needs)
@@ -139,13 +160,14 @@ def prune_command(
             criterion,
             loader,
             None,
-            resolve_allocator(allocator, options) if options else allocator,
+            resolve_allocator(allocator or default_allocator(wanted), options) if options else allocator,
             keep or (),
             mixing=cast(Any, mixing),
             whole_groups=whole_groups,
             batches=batches,
             seed=seed,  # pyright: ignore[reportArgumentType]
             compensate=cast(Any, compensate),
+            timing=timing,
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     save(result.model, result.record, out)
@@ -160,6 +182,7 @@ def prune_command(
             json.dumps(
                 {
                     "budget": result.plan.provenance["budget"],
+                    "latency": result.plan.provenance.get("latency"),
                     "max_error": result.verification.max_error,
                     "kept": result.plan.counts(),
                     "files": written,
@@ -170,6 +193,15 @@ def prune_command(
     else:
         console.print(escape(str(result)))
         console.print(f"written: {', '.join(map(escape, written))}")
+
+
+def read_multiple(text: str | None) -> int | str | None:
+    """What ``--multiple-of`` says: a number, auto, or nothing."""
+    if text is None or text == "auto":
+        return text
+    if not text.isdigit():
+        raise RecipeError(f"can't read --multiple-of {text!r}: write a number of channels, or auto")
+    return int(text)
 
 
 def _show_reach(graph: ChannelGraph, budget: Budget, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prunus.allocation import Reach
+from prunus.budgets import shown_amount
 from prunus.types import ChannelGraph
 
 
@@ -53,8 +54,11 @@ def reach_table(rows: Sequence[Reach]) -> Table:
         table.add_column(heading, justify="left" if heading in ("target", "") else "right")
     for row in rows:
         state = "met already" if row.asked >= row.full else "reachable" if row.reachable else "out of reach"
-        figures = (f"{value:,.0f} ({value / row.full:.1%})" for value in (row.smallest, row.asked))
-        table.add_row(row.target, *figures, f"{row.full:,.0f}", state)
+        smallest, asked, full = (
+            shown_amount(row.target, value).removesuffix(f" {row.target}") for value in (row.smallest, row.asked, row.full)
+        )
+        figures = f"{smallest} ({row.smallest / row.full:.1%})", f"{asked} ({row.asked / row.full:.1%})"
+        table.add_row(row.target, *figures, full, state)
     return table
 
 
@@ -95,7 +99,11 @@ def result_notes(result: Mapping[str, Any]) -> list[str]:
     notes: list[str] = []
     for row in result["budget"]:
         verdict = "met" if row["met"] else "NOT met"
-        notes.append(f"budget: {row['target']} <= {row['requested']:,.0f} asked for, {row['achieved']:,.0f} achieved ({verdict})")
+        asked, achieved = (
+            shown_amount(row["target"], row[k]).removesuffix(f" {row['target']}") for k in ("requested", "achieved")
+        )
+        told = f", {shown_amount('latency', row['predicted'])} predicted" if row.get("predicted") else ""
+        notes.append(f"budget: {row['target']} <= {asked} asked for{told}, {achieved} achieved ({verdict})")
     proof = result["verification"]
     bound = f"(tolerance {proof['tolerance']:.0e})"
     notes.append(f"removed == silenced: largest relative error {proof['max_error']:.1e} in float64 {bound}")

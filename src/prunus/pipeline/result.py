@@ -60,7 +60,7 @@ def assemble(
             "rounds": rounds,
         },
         "data": _data_row(recipe, data),
-        "budget": [{**row, "full": full[row["target"]]} for row in last["budget"]],
+        "budget": [{**row, "full": full.get(row["target"], row["full"])} for row in last["budget"]],
         "stages": [r["evaluation"] for r in results.values() if "evaluation" in r],
         "rounds": _rounds(results, prunes),
         "ladder": _ladder(results, rounds),

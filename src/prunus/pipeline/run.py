@@ -94,6 +94,11 @@ class _Run:
         self.batches = settings.batches if criterion.needs else 0
         graph = self._trace(model)
         budget = replace(settings.to_budget(), tolerance=0.99)  # how close it comes depends on the scores
+        if budget.measured:
+            counted = {**budget.targets, "latency": None}
+            if not any(counted.values()):
+                return  # what is fast is measured once there is something to prune
+            budget = replace(budget, latency=None, multiple_of=None)
         scores, options = score(model, graph, "random"), settings.allocator_options
         with suppress(PlansAreTried):
             allocate(graph, scores, budget, settings.allocator, evaluate=stop_at_the_first_plan, **options)
@@ -214,6 +219,7 @@ class _Run:
             previous=None if before is None else recalled(before),
             momentum=settings.momentum,
             evaluate=judge,
+            timing=settings.to_timing(),
             **settings.criterion_options,
         )
         found = _describe(result)
@@ -328,6 +334,7 @@ def _describe(result: PruneResult) -> dict[str, Any]:
         "after": asdict(result.after),
         "channels": {"before": channels, "after": channels - removed_channels(result.plan)},
         "budget": result.plan.provenance["budget"],
+        "latency": result.plan.provenance.get("latency"),
         "verification": asdict(result.verification),
         "frozen": {g.name: g.frozen_because for g in result.graph.frozen},
         "notes": list(result.notes),

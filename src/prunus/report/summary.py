@@ -99,15 +99,24 @@ def budget(result: Result) -> str:
     rows = [
         [
             escape(e["target"]),
-            count(e["full"]),
-            f"{count(e['requested'])} {below(percent(ratio(e['requested'], e['full'])))}",
-            f"{count(e['achieved'])} {below(percent(ratio(e['achieved'], e['full'])))}",
+            _amount(e, "full"),
+            f"{_amount(e, 'requested')} {below(percent(ratio(e['requested'], e['full'])))}",
+            f"{_amount(e, 'achieved')} {below(percent(ratio(e['achieved'], e['full'])) + _predicted(e))}",
             tag("met", "good") if e["met"] else tag("not met", "bad"),
         ]
         for e in result["budget"]
     ]
     head = ["target", "full network", "requested, at most", "achieved", "verdict"]
     return table("Budget: requested and achieved", head, rows, (1, 2, 3))
+
+
+def _amount(row: Mapping[str, Any], what: str) -> str:
+    return milliseconds(row[what]) if row["target"] == "latency" else count(row[what])
+
+
+def _predicted(row: Mapping[str, Any]) -> str:
+    """Behind a measured latency: what had been predicted."""
+    return f", {milliseconds(row['predicted'])} predicted" if row.get("predicted") else ""
 
 
 def request(result: Result) -> str:
