@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "costs": set[str](),
     "types": {"budgets", "costs", "errors"},
     "training_hooks": {"types"},
-    "config": BASE | {"recipe_text"},
+    "config": BASE | {"config_prune", "recipe_text"},
+    "config_prune": BASE,
     "recipe_text": {"errors"},
     "graph": BASE,
     "importance": BASE | {"graph"},
@@ -29,7 +30,7 @@ MAY_IMPORT = {
     "reconstruction": BASE | {"graph"} | METHODS,
     "sparsity": BASE | {"graph"} | METHODS,
     "tickets": BASE | {"graph"} | METHODS,
-    "training": BASE | {"config"},
+    "training": BASE | {"config", "config_prune"},
     "export": BASE,
     "report": BASE,
     "sources": {"errors"},
@@ -41,7 +42,7 @@ CORE = {"budgets", "costs", "errors", "files", "training_hooks", "types", "graph
 CORE_PACKAGES = {"torch", "numpy", "scipy", "safetensors", "typing_extensions"}
 ONLY_IN = {
     "accelerate": {"training"},
-    "pydantic": {"config", "recipe_text"},
+    "pydantic": {"config", "config_prune", "recipe_text"},
     "plotly": {"report"},
     "timm": {"sources"},
     "sklearn": {"sources", "importance", "reconstruction"},
