@@ -12,6 +12,7 @@ from prunus.report import sections, summary
 from prunus.report.confusion import confusion
 from prunus.report.data import data
 from prunus.report.drawing import place
+from prunus.report.ladder import controls, ladder
 from prunus.report.offline import plotly, resource, script_json, write_page
 from prunus.report.plots import MOST_PHASES, figures, stages_shown
 from prunus.report.preferences import preferences
@@ -62,7 +63,7 @@ def render(result: Mapping[str, Any]) -> str:
 _SECTIONS = (
     *(summary.subtitle, summary.warnings, summary.lead, summary.cards, summary.budget, summary.request),
     *(sections.networks, sections.stages, sections.training, sections.legend, sections.widths, sections.frozen),
-    *(confusion, rounds, samples, preferences, data, speed),
+    *(confusion, rounds, ladder, controls, samples, preferences, data, speed),
     *(sections.exactness, sections.exports, sections.environment, sections.recipe, sections.command, sections.files),
 )
 
