@@ -115,7 +115,7 @@ class _Recovery:
         return trace(model, self.examples, asked.keep, asked.mixing, self.trainer.forward_fn, whole_groups=asked.whole_groups)
 
     def _result(self) -> dict[str, Any]:
-        rungs = {TITLES.get(name, "removal"): r for name, r in self.results.items() if name not in ("compute", "full")}
+        rungs = {TITLES.get(name, "nothing: as given"): r for name, r in self.results.items() if name not in ("compute", "full")}
         recipe = self.recipe
         request = {"model": recipe.model.source, "weights": recipe.model.weights, "pruned": str(self.pruned)}
         request |= {"data": recipe.data.source, "rungs": ", ".join(recipe.recover.rungs), "seed": recipe.seed}
