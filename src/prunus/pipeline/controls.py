@@ -34,8 +34,10 @@ class Controls:
     ) -> None:
         self.recipe, self.trainer, self.small, self.full, self.macs = recipe, trainer, small, full, macs
         own = recipe.recover
-        phases = rounds * max(sum(rung in own.rungs for rung in ("fine-tune", "distill")), 0)
+        phases = rounds * sum(rung in own.rungs for rung in ("fine-tune", "distill"))
         self.recovery = phases * trainer.epochs(own) + own.final_epochs
+        sparse = 0 if recipe.sparsity is None else rounds * trainer.epochs(recipe.sparsity)
+        self.trained = trainer.epochs(recipe.train) + sparse
 
     def run(self, name: str) -> dict[str, Any]:
         """Train one of `CONTROLS` and judge it on the test images; its row of the result."""
@@ -66,9 +68,8 @@ class Controls:
         """
         if name == "longer":
             return self.recovery
-        trained = self.trainer.epochs(self.recipe.train)
         ratio = max(self.macs[0] / self.macs[1], 1.0)
-        return self.recovery + (trained if name == "scratch-e" else scratch_epochs(trained, ratio))
+        return self.recovery + (self.trained if name == "scratch-e" else scratch_epochs(self.trained, ratio))
 
     def _schedule(self) -> OptimizerConfig:
         """What random weights are trained with: ``train``, or ``recover`` where the full network came trained."""
