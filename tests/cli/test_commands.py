@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -159,7 +160,17 @@ def test_criteria_lists_the_table(nets: Path) -> None:
         "on",
         "per_example",
     ]
-    assert "Molchanov" in call("criteria").stdout
+    for command in ("criteria", "methods"):
+        shown = call(command).stdout
+        assert "Molchanov" in shown and "``" not in shown
+
+
+def test_the_package_runs_as_a_program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["prunus", "recipes"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("prunus", run_name="__main__")
+    assert ended.value.code == 0
+    assert "cats_dogs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

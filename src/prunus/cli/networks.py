@@ -264,7 +264,7 @@ def methods(as_json: AsJson = False) -> None:
     for heading in ("method", "what", "needs", "presets", "options", "paper"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        cells = row.summary, row.needs or "nothing", ", ".join(row.presets), ", ".join(row.options), row.paper
+        cells = row.summary.replace("``", ""), row.needs or "nothing", ", ".join(row.presets), ", ".join(row.options), row.paper
         table.add_row(row.name, *(escape(cell) for cell in cells))
     console.print(table)
 
@@ -285,5 +285,5 @@ def criteria(as_json: AsJson = False) -> None:
         table.add_column(heading, overflow="fold")
     for row in rows:
         needs = "yes" if row.needs else "no"
-        table.add_row(row.name, escape(row.summary), needs, ", ".join(row.options), escape(row.paper))
+        table.add_row(row.name, escape(row.summary.replace("``", "")), needs, ", ".join(row.options), escape(row.paper))
     console.print(table)
