@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import prunus
 from prunus.errors import UnsupportedNetwork
 from prunus.graph.gates import Gates
-from prunus.sparsity.two_temperature import HOLDER, ExpectedMacs, TwoTemperatureSelection, resample
+from prunus.sparsity.two_temperature import LOGITS, ExpectedMacs, TwoTemperatureSelection, resample
 from prunus.training_hooks import SparsityTask
 from small_nets import NETS, Plain, build, images
 
@@ -64,7 +64,7 @@ def test_gates_act_and_learn_where_channels_are_read() -> None:
         "three.0": closed.new_full((8,), float(closed[0])),
     }
     plain = Plain((8, 8, 8)).double()
-    state = {name: value for name, value in model.state_dict().items() if HOLDER not in name}
+    state = {name: value for name, value in model.state_dict().items() if LOGITS not in name}
     plain.load_state_dict(state)
     with Gates(plain, graph, gates):
         output = plain(X)
@@ -139,6 +139,19 @@ def test_weights_are_drawn_anew_behind_every_step_and_learn_nothing() -> None:
     first = model.two[0].weight.detach().clone()
     resample(model, 5)
     assert torch.equal(model.two[0].weight, first)
+
+
+def test_a_sequential_network_calls_no_logits() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 3)).double()
+    names = list(model.state_dict())
+    graph = prunus.trace(model, X[:1])
+    method = TwoTemperatureSelection()
+    method.prepare(model, graph, SparsityTask(BUDGET, X[:1]))
+    assert len(list(model.parameters())) == len(names) + 2 and len(model) == 5
+    model(X).sum().backward()
+    assert all(logit.grad is not None for logit in method.logits.values())
+    assert list(method.finish().state_dict()) == names
 
 
 def test_a_module_that_cannot_draw_its_weights_is_refused() -> None:

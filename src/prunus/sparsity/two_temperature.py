@@ -14,8 +14,8 @@ from prunus.sparsity.found_widths import plan_within
 from prunus.sparsity.gated import GatedMethod
 from prunus.types import Budget, ChannelGraph, PruningPlan
 
-HOLDER = "selection_logits"
-"""Name of the module that holds the logits while the network trains."""
+LOGITS = "selection_logits_"
+"""The logits are parameters of the network while it trains, under this name and the number of their group."""
 
 
 def two_temperature_gate(logits: Tensor, sharp: float = 50.0, smooth: float = 1.0) -> Tensor:
@@ -105,9 +105,9 @@ class TwoTemperatureSelection(GatedMethod):
         if self.weights == "resampled":
             _check_resets(self.model)
         like = next(self.model.parameters())
-        holder = nn.ParameterList(like.new_full((group.num_channels,), self.initial) for group in self.groups)
-        self.model.add_module(HOLDER, holder)
-        self.logits = {group.name: logit for group, logit in zip(self.groups, holder, strict=True)}
+        self.logits = {g.name: nn.Parameter(like.new_full((g.num_channels,), self.initial)) for g in self.groups}
+        for number, logit in enumerate(self.logits.values()):
+            self.model.register_parameter(f"{LOGITS}{number}", logit)
         self.macs = ExpectedMacs(self.graph)
         self.settled = False
         limit = self.task.budget.limit("macs", self.graph.cost().macs) if "macs" in self.task.budget.targets else 0.0
@@ -180,7 +180,8 @@ class TwoTemperatureSelection(GatedMethod):
     def finish(self) -> nn.Module:
         """The network without logits, its gates multiplied into the weights that read them."""
         model = super().finish()
-        delattr(model, HOLDER)
+        for number in range(len(self.logits)):
+            delattr(model, f"{LOGITS}{number}")
         return model
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,9 +198,9 @@ def resample(model: nn.Module, seed: int) -> None:
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        for name, module in model.named_modules():
+        for module in model.modules():
             reset: Any = getattr(module, "reset_parameters", None)
-            if callable(reset) and name != HOLDER:
+            if callable(reset):
                 reset()
 
 
