@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "config": BASE | {"config_prune", "recipe_text"},
     "config_prune": BASE,
     "recipe_text": {"errors"},
+    "ticket_recipe": BASE | {"recipe_text"},
     "graph": BASE,
     "importance": BASE | {"graph"},
     "allocation": BASE | {"graph"},
@@ -42,7 +43,7 @@ CORE = {"budgets", "costs", "errors", "files", "training_hooks", "types", "graph
 CORE_PACKAGES = {"torch", "numpy", "scipy", "safetensors", "typing_extensions"}
 ONLY_IN = {
     "accelerate": {"training"},
-    "pydantic": {"config", "config_prune", "recipe_text"},
+    "pydantic": {"config", "config_prune", "recipe_text", "ticket_recipe"},
     "plotly": {"report"},
     "timm": {"sources"},
     "sklearn": {"sources", "importance", "reconstruction"},

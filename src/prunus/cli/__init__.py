@@ -1,6 +1,6 @@
 """The command line: what ``prunus --help`` lists."""
 
-from prunus.cli import laboratory, networks, recipes, recovery, search, sensitivity
+from prunus.cli import laboratory, networks, recipes, recovery, search, sensitivity, tickets
 from prunus.cli.app import app
 
-__all__ = ["app", "laboratory", "networks", "recipes", "recovery", "search", "sensitivity"]
+__all__ = ["app", "laboratory", "networks", "recipes", "recovery", "search", "sensitivity", "tickets"]

@@ -3,14 +3,15 @@
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const config = { responsive: true, displaylogo: false, displayModeBar: false };
 
-  // Colours in the figures are CSS variables, so that style.css alone knows the light, the dark and the printed palette.
+  // Colours in the figures are CSS variables, so that style.css alone knows the light, the dark and the printed palette;
+  // "var(--accent)/26" has two hexadecimal digits of opacity behind it.
   const painted = (value, key, style) => {
     if (Array.isArray(value)) return value.map((item) => painted(item, key, style));
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, painted(item, name, style)]));
     }
-    const variable = typeof value === "string" && /color(scale)?$/.test(key) && /^var\((--[\w-]+)\)$/.exec(value);
-    return variable ? style.getPropertyValue(variable[1]).trim() : value;
+    const variable = typeof value === "string" && /color(scale)?$/.test(key) && /^var\((--[\w-]+)\)(?:\/([0-9a-f]{2}))?$/.exec(value);
+    return variable ? style.getPropertyValue(variable[1]).trim() + (variable[2] || "") : value;
   };
 
   const draw = () => {

@@ -214,11 +214,11 @@ def save_masks(masks: Masks, path: Path) -> None:
 
 
 def load_masks(path: Path) -> Masks:
-    """Read what `save_masks` wrote. Raises `ArtifactError` for anything else."""
+    """Read what `save_masks` wrote, in the order of the names. Raises `ArtifactError` for anything else."""
     try:
         tensors = read_tensors(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} can't be read as masks: {error}") from error
     if not tensors or any(mask.dtype != torch.bool for mask in tensors.values()):
         raise ArtifactError(f"{path} holds no masks: their tensors are bool")
-    return Masks(tensors)
+    return Masks(dict(sorted(tensors.items())))  # the file tells them in no order, and draws would follow it
