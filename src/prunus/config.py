@@ -269,8 +269,6 @@ class Recipe(Section):
     def _check_distillation(self) -> Recipe:
         if (self.recover.distill or self.recover.distill_features) and self.functions.loss is not None:
             raise ValueError("recover.distill compares class probabilities: it can't be had with a functions.loss of your own")
-        if self.sparsity is not None and self.sparsity.fold_batches and "compensate" in self.recover.rungs:
-            raise ValueError("recover.rungs: sparsity.fold_batches compensates already: set it to 0, or leave out compensate")
         return self
 
 
