@@ -55,7 +55,8 @@ def global_per_cost(graph: ChannelGraph, scores: Scores, budget: Budget) -> Prun
     """Like global, but scores are divided by what their channel costs, in the unit of the budget: its tightest target.
 
     The greedy rule of the knapsack problem: among equally important channels the dearest goes first. Costs are those of the full
-    network; scores that aren't comparable are divided by their group's mean first.
+    network; scores that aren't comparable are divided by their group's mean first. To subtract the cost instead (the FLOPs
+    regularisation of Molchanov et al. 2016), give the criterion a ``macs_penalty`` and rank by ``global``.
     """
     widths = Widths(graph, scores, budget)
     prices = _prices(widths)
