@@ -248,15 +248,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_sparsity(self) -> Recipe:
-        chooses = [
-            "criterion",
-            "criterion_options",
-            "allocator",
-            "allocator_options",
-            "channels_per_round",
-            "momentum",
-            "batches",
-        ]
+        chooses = ["criterion", "criterion_options", "allocator", "allocator_options", "channels_per_round"]
+        chooses += ["momentum", "batches"]
         plain = PruneConfig()  # pyright: ignore[reportCallIssue]
         named = [f"prune.{name}" for name in chooses if getattr(self.prune, name) != getattr(plain, name)]
         if self.sparsity is not None and named:

@@ -18,6 +18,7 @@ from prunus.report.plots import MOST_PHASES, figures, stages_shown
 from prunus.report.preferences import preferences
 from prunus.report.rounds import rounds
 from prunus.report.samples import samples
+from prunus.report.sparsity import sparsity
 from prunus.report.speed import speed
 from prunus.report.wording import escape
 
@@ -63,7 +64,7 @@ def render(result: Mapping[str, Any]) -> str:
 _SECTIONS = (
     *(summary.subtitle, summary.warnings, summary.lead, summary.cards, summary.budget, summary.request),
     *(sections.networks, sections.stages, sections.training, sections.legend, sections.widths, sections.frozen),
-    *(confusion, rounds, ladder, controls, samples, preferences, data, speed),
+    *(confusion, rounds, ladder, controls, samples, preferences, data, sparsity, speed),
     *(sections.exactness, sections.exports, sections.environment, sections.recipe, sections.command, sections.files),
 )
 

@@ -9,6 +9,7 @@ from typing import Any
 from prunus.report.confusion import confusion_figures
 from prunus.report.drawing import INK, SERIES, Figure, axis, large_markers, layout, line, plotly_text, tail, wrapped
 from prunus.report.rounds import rounds_figure
+from prunus.report.sparsity import sparsity_figures
 from prunus.report.wording import count, is_number, percent, plain
 
 MOST_STAGES = 13  # in the plot; of a run with more rounds it shows the last one
@@ -25,6 +26,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, Figure]:
         "plot-loss": curve_figure(result["training"], "loss", "training loss"),
         "plot-accuracy": curve_figure(result["training"], "accuracy", "validation accuracy"),
         "plot-rounds": rounds_figure(result),
+        **sparsity_figures(result),
         **confusion_figures(result),
     }
     return {place: figure for place, figure in drawn.items() if figure is not None}
