@@ -48,6 +48,7 @@ RECIPES = HERE.parent / "src" / "prunus" / "recipes"
 FREE = ("compensate", "reconstruct", "recalibrate")
 EPOCHS = 3
 TEST_IMAGES = 5000
+SAMPLE_BATCHES = 8  # 1,024 images of CIFAR-10, ten points of each
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Bench:
         }
         rungs = found["rungs"]
         fall = Fall(lambda: full, lambda: full, SurgeryRecord.nothing_removed(full), lambda model: trace(model, self.examples))
-        ladder = Ladder(trainer, recipe.recover.model_copy(update={"recalibrate_batches": 32, "sample_batches": 32}))
+        ladder = Ladder(trainer, recipe.recover.model_copy(update={"recalibrate_batches": 32, "sample_batches": SAMPLE_BATCHES}))
         alone = copy.deepcopy(result.model)
         begin = time.perf_counter()
         ladder.recalibrate(alone)
