@@ -238,3 +238,22 @@ def test_limits_on_the_command_line() -> None:
             parse_limits([text])
     with pytest.raises(InvalidBudget, match="'a' is given twice"):
         parse_limits(["a=0.1", "a=3"])
+
+
+def test_budgets_on_latency() -> None:
+    """The runtime may stand behind the amount; widths that the runtime likes are the default there."""
+    from prunus.budgets import shown_amount
+
+    parsed = Budget.parse("latency=0.5@onnxruntime,macs=0.7")
+    assert (parsed.latency, parsed.runtime, parsed.macs) == (0.5, "onnxruntime", 0.7)
+    assert Budget(latency="8ms@compile") == Budget(latency="8ms", runtime="compile")
+    assert Budget(latency="8ms@compile").limit("latency", 100.0) == 8.0
+    assert Budget(latency=0.5).liked_widths and Budget(macs=0.5, multiple_of="auto").liked_widths
+    assert not Budget(latency=0.5, multiple_of=1).liked_widths and not Budget(macs=0.5).liked_widths
+    assert [Budget(latency=0.5).measured, Budget(macs=0.5).measured] == [True, False]
+    with pytest.raises(InvalidBudget, match="runtime='tpu' is none of eager, compile, onnxruntime"):
+        Budget.parse("latency=0.5@tpu")
+    with pytest.raises(InvalidBudget, match='multiple_of at least 1, or "auto"'):
+        Budget(macs=0.5, multiple_of=0)
+    assert [shown_amount("latency", ms) for ms in (8.2, 0.01234, 1234.5)] == ["8.2 ms", "0.0123 ms", "1,234 ms"]
+    assert shown_amount("macs", 12e3) == "12,000 macs"
