@@ -6,7 +6,7 @@
 
 One trained network; channels ranked by l1 for all rows, so that only the widths differ. 60 trials of the search (TPE) and 60
 random draws are judged on validation images after BN recalibration; the test images are seen by the finished rows alone: after
-recalibration, and after fine-tuning with three seeds. ``--time``: 24 trials by one process with one thread, two with one
+recalibration, and after fine-tuning with three seeds. ``--time``: 60 trials by one process with one thread, two with one
 thread each, and one with two threads, each from start to end. Everything is kept in ``--folder``: what was stopped goes on.
 """
 
@@ -46,7 +46,7 @@ RECIPES = Path(__file__).parents[1] / "src" / "prunus" / "recipes"
 SEEDS = (0, 1, 2)
 ROWS = ("uniform", "global", "knapsack", "random", "search")
 MODES = {"one process, one thread": (1, 1), "two processes, one thread each": (2, 1), "one process, two threads": (1, 2)}
-TIMED_TRIALS = 24
+TIMED_TRIALS = 60
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def timed(work: Work, chosen: argparse.Namespace) -> None:
     torch.set_num_threads(chosen.threads)
     settings = replace(work.task.settings, trials=TIMED_TRIALS, sampler="random", baseline=False)
     mode = ["--timed", chosen.timed, "--processes", str(chosen.processes), "--threads", str(chosen.threads)]
-    numbers = range(1, chosen.processes + 1) if chosen.processes > 1 and chosen.worker is None else ()
+    numbers = range(1, chosen.processes) if chosen.worker is None else ()
     helpers = [[*_again(chosen), *mode, "--worker", str(number)] for number in numbers]
     work.search(chosen.timed, settings, worker=chosen.worker, helpers=helpers)
 

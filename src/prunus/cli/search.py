@@ -118,7 +118,7 @@ def search_command(
     def network(_: int) -> torch.nn.Module:
         return load_network(model, weights, num_classes, bundle, argument, seed)
 
-    numbers = range(1, workers + 1) if workers > 1 and worker is None else ()
+    numbers = range(1, workers) if worker is None else ()
     helpers = [[sys.executable, "-c", _HELPER, *sys.argv[1:], f"--worker={number}"] for number in numbers]
     subject = Subject(network, bundle, about)
     try:

@@ -6,7 +6,8 @@ import copy
 import json
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +72,7 @@ def search_network(
     Args:
         storage: where trials are shared: the URL of a database that several machines reach; None: a journal file in ``out``.
         worker: number, from 1, of a process that helps with the trials of another one and writes no result.
-        helpers: commands of such processes on this machine, started and waited for here; this process then tries nothing itself.
+        helpers: commands of such processes on this machine, which are started here and work beside this one.
 
     Raises:
         RecipeError: ``out`` holds a search of something else or with other settings; no such split.
@@ -88,10 +89,13 @@ def search_network(
     work = _Search(subject, settings, Stages(out, recipe, True, lambda _: None), announce)
     begin = time.perf_counter()
     network = work.prepare()
-    for journal, sampler in work.studies(storage, out):
-        work.carry_out(sampler, journal, worker, alone=storage is None, count=0 if helpers else settings.trials)
-    if helpers:
-        _wait(helpers, lambda: work.announce_progress(storage, out))
+    studies = work.studies(storage, out)
+    if helpers:  # what a stopped process left is finished before others are at work
+        for journal, sampler in studies:
+            work.carry_out(sampler, journal, worker, alone=storage is None, count=0)
+    with _at_work(helpers):
+        for journal, sampler in studies:
+            work.carry_out(sampler, journal, worker, alone=storage is None and not helpers, count=settings.trials)
     if worker is not None:
         return {}
     result = {**recipe, **_result(work, storage, out, network), "seconds": time.perf_counter() - begin}
@@ -149,29 +153,15 @@ class _Search(Bench):
         told = replace(work, try_out=announced)
         run_trials(told, storage, count, worker=worker or 0, alone=alone and worker is None)
 
-    def announce_progress(self, storage: str | None, out: Path) -> None:
-        """How many trials all processes have finished."""
-        for journal, sampler in self.studies(storage, out):
-            found = stored_trials(journal)
-            if len(found) > self._seen.get(journal, 0):
-                self._seen[journal] = len(found)
-                best = max(trial.accuracy for trial in found)
-                self.announce(f"{len(found)} of {self.settings.trials} trials by {sampler}, accuracy up to {best:.1%}")
 
-    @cached_property
-    def _seen(self) -> dict[str, int]:
-        return {}
-
-
-def _wait(commands: Sequence[Sequence[str]], look: Callable[[], None]) -> None:
-    """Run commands at the same time until all have ended; if one fails, or this process is stopped, all are ended."""
+@contextmanager
+def _at_work(commands: Sequence[Sequence[str]]) -> Generator[None, None, None]:
+    """Run commands beside what is done within, then wait for them; if one fails, or this process is stopped, all are ended."""
     running = [subprocess.Popen(command) for command in commands]
     try:
-        while any(process.poll() is None for process in running):
-            if any(process.returncode for process in running if process.poll() is not None):
-                break
+        yield
+        while any(process.poll() is None for process in running) and not any(process.poll() for process in running):
             time.sleep(_POLL)
-            look()
         if any(process.poll() for process in running):
             raise EvidenceError("a worker of the search failed: its own message is above. The same command goes on from here")
     finally:
