@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from prunus.allocation.by_stage import shallow_to_deep
 from prunus.allocation.ranking import levels_at, lowest_first, proportional
 from prunus.allocation.widths import GroupWidths, Widths, fits
 from prunus.errors import BudgetNotMet, InvalidBudget, UnknownName
@@ -18,14 +20,24 @@ ALL: Mapping[str, float] = {"*": 1.0}
 
 
 def per_layer(
-    graph: ChannelGraph, scores: Scores, budget: Budget, *, ratios: Mapping[str, float] = ALL, fixed: bool = False
+    graph: ChannelGraph,
+    scores: Scores,
+    budget: Budget,
+    *,
+    ratios: Mapping[str, float] | Literal["shallow_to_deep"] = ALL,
+    fixed: bool = False,
 ) -> PruningPlan:
     """Remove a share of each group's channels, in the proportions of ``ratios``; how much in all, the budget says.
 
     ``ratios``: glob -> share, of which the first that fits a group (its name, or a layer that writes it) counts; groups that no
     glob fits stay whole. ``{"layer1.*": 1, "layer4.*": 1.5}`` removes half as much again from layer4 as from layer1. With
-    ``fixed`` the shares are removed as they are, rounded to whole channels, and the budget is only checked.
+    ``fixed`` the shares are removed as they are, rounded to whole channels, and the budget is only checked. ``"shallow_to_deep"``
+    are the ratios of He et al. (ICCV 2017) instead: see `prunus.allocation.by_stage`.
     """
+    if isinstance(ratios, str):
+        if ratios != "shallow_to_deep" or fixed:
+            raise UnknownName(f"ratios = {ratios!r}: a table of shares, or 'shallow_to_deep', which the budget alone scales")
+        return shallow_to_deep(graph, scores, budget)
     widths, chosen = _of_matching(graph, scores, budget, ratios, "ratios")
     shares = np.array([chosen[group.group.name] for group in widths.groups])
     if not fixed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +27,19 @@ def uniform(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
 
 def proportional(widths: Widths, shares: Floats, name: str) -> PruningPlan:
     """Remove from every group a share of its channels proportional to ``shares`` (groups,), by bisection on the factor."""
+    return along(widths, lambda t: t * shares / float(shares.min()), name)
+
+
+def along(widths: Widths, removed: Callable[[float], Floats], name: str) -> PruningPlan:
+    """Remove the shares (groups,) that ``removed`` gives, at the least number from 0 (none) to 1 (all) that meets the budget."""
     widths.check_reachable()
-    low, high = 0.0, 1.0 / float(shares.min())
+    low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (low, middle) if widths.gap(levels_at(widths, middle * shares)) >= 0 else (middle, high)
-    levels = levels_at(widths, high * shares)
+        low, high = (low, middle) if widths.gap(levels_at(widths, removed(middle))) >= 0 else (middle, high)
+    levels = levels_at(widths, removed(high))
     kept = widths.table[np.arange(len(levels)), levels]
-    excess = (kept / widths.table[:, 0] - 1 + np.minimum(high * shares, 1.0)).argsort(kind="stable").tolist()
+    excess = (kept / widths.table[:, 0] - 1 + np.minimum(removed(high), 1.0)).argsort(kind="stable").tolist()
     pruned = [i for i in excess if levels[i] > 0]  # what lost most beyond its share is the first to get a channel back
     return finish(widths, levels, pruned, name)
 
