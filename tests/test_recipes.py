@@ -20,10 +20,16 @@ NAMES = [
     "cifar_resnet20",
     "cifar_resnet56",
     "digits",
+    "he2017_resnet50",
+    "he2017_vgg16",
+    "he2017_xception",
     "imagenet_resnet50",
     "solar_cells",
 ]
-CLASSES = {"digits": 10, "cifar_resnet20": 10, "cifar_resnet56": 10, "imagenet_resnet50": 1000}
+CLASSES = {
+    **dict.fromkeys(("digits", "cifar_resnet20", "cifar_resnet56"), 10),
+    **dict.fromkeys(("he2017_resnet50", "he2017_vgg16", "he2017_xception", "imagenet_resnet50"), 1000),
+}
 
 
 def test_all_are_there() -> None:
@@ -43,7 +49,9 @@ def test_the_budget_can_be_met(path: Path) -> None:
         replace_head(model, examples, classes, kind=recipe.transfer.head, hidden=32)
     graph = prunus.trace(model, examples, recipe.prune.keep, recipe.prune.mixing)
     budget = replace(recipe.prune.to_budget(), tolerance=0.1)
-    plan = prunus.allocate(graph, prunus.score(model, graph, "l1"), budget, recipe.prune.allocator)
+    plan = prunus.allocate(
+        graph, prunus.score(model, graph, "l1"), budget, recipe.prune.allocator, **recipe.prune.allocator_options
+    )
     assert all(row["met"] for row in plan.provenance["budget"])
 
 
