@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 import prunus
 from prunus.errors import EvidenceError, UnknownName, UnsupportedNetwork
 from prunus.reconstruction import ReconstructionReport, reconstruct
+from prunus.surgery import add_bias
 from prunus.types import PruningPlan
 from refitting import EVERY, Block, Two, data, error, half, settled
 from small_nets import NETS
@@ -123,6 +124,27 @@ def test_without_bias_and_norm_there_is_no_intercept() -> None:
     expected = LinearRegression(fit_intercept=False).fit(rows, y).coef_
     np.testing.assert_allclose(small.second.weight.detach().flatten(1).numpy(), expected, atol=1e-9)
     assert not report.layers[-1].intercept and "`second.weight`" in str(report) and "without intercept" in str(report)
+
+
+def test_a_bias_that_was_added_takes_the_intercept(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    batches = data()
+    full = Two(nn.Conv2d(8, 6, 1, bias=False)).double().eval()
+    small, record = half(full, batches[0], "first")
+    record = add_bias(small, record, "second")
+    report = reconstruct(small, full, record, batches, points=EVERY, ridge=0.0)
+    x = torch.cat(batches)
+    with torch.no_grad():
+        y = full(x).movedim(1, 3).flatten(0, 2).numpy()
+        rows = _patches(torch.relu(small.first(x)), small.second)[0]
+    expected = LinearRegression().fit(rows, y)
+    np.testing.assert_allclose(small.second.weight.detach().flatten(1).numpy(), expected.coef_, atol=1e-9)
+    np.testing.assert_allclose(small.second.bias.detach().numpy(), expected.intercept_, atol=1e-9)
+    assert report.layers[-1].intercept
+    prunus.save(small, record, tmp_path / "small.prunus")
+    again = prunus.load(tmp_path / "small.prunus", Two(nn.Conv2d(8, 6, 1, bias=False)).double()).eval()
+    with torch.no_grad():
+        assert torch.equal(again(x), small(x))
 
 
 def test_a_residual_branch_makes_up_for_its_shortcut() -> None:

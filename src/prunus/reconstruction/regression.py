@@ -66,7 +66,8 @@ def reconstruct(
     original and of the small network. Where two layers meet in a sum the one that runs later makes up for the other. Both sides
     are compared behind the layer's batch norm. Convolutions (grouped, depthwise, strided, dilated) and linear layers are
     refitted; shapes stay, so that `prunus.load` reads the network as before. A constant goes into the bias or, without one, into
-    the running mean of the batch norm that follows alone; where there is neither there is no intercept, and the report says so.
+    the running mean of the batch norm that follows alone; where there is neither there is no intercept, and the report says so
+    (`prunus.surgery.add_bias` gives a layer one beforehand).
 
     Departures: the ridge pulls to the weights as they are, so that what the data don't tell stays (the released code has none),
     it is chosen on held-out images (one in five), and a layer that no fit improves there stays as it was. Layers whose inputs
