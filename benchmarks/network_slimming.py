@@ -3,8 +3,9 @@
     python benchmarks/network_slimming.py [--seeds 3]
 
 Thirty epochs from scratch with and without the L1 penalty on the scales of batch norms; then 40 % of all channels go by their
-scale, without any fine-tuning: once as the paper drops them, scale and shift, once with the mean of what they emit folded into
-what reads them, as recipes do (`fold_batches`). Claims tried: the histogram of the scales becomes bimodal, and pruning costs less.
+scale, without any fine-tuning: the smallest of the whole network as the paper drops them, scale and shift; the same with the mean
+of what they emit folded into what reads them, as recipes do (`fold_batches`); and folded, but the same share in every layer.
+Claims tried: the histogram of the scales becomes bimodal, and pruning costs less.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from prunus.training_hooks import SparsityTask
 EPOCHS, STRENGTH = 30, 5e-3
 BUDGET = prunus.Budget(channels=0.6)
 BINS = 30
+FIGURES = ("before", "dropped", "folded", "folded, evenly", "fewest channels of a layer")
 
 
 def one(seed: int, strength: float) -> dict[str, Any]:
@@ -39,9 +41,12 @@ def one(seed: int, strength: float) -> dict[str, Any]:
     scales = torch.cat(list(method.strengths().values()))
     plan = method.plan(BUDGET)
     small, _ = prunus.remove(method.finish(), graph, plan)
-    folded = compensate(model, graph, plan, DataLoader(data, batch_size=256)).model
+    loader = DataLoader(data, batch_size=256)
+    even = prunus.allocate(graph, prunus.Scores(method.strengths(), "scales", comparable=True), BUDGET, "uniform")
+    folded, evenly = (compensate(model, graph, p, loader).model for p in (plan, even))
     shares = (scales / scales.max()).tolist()
     found = {"before": accuracy(model, test), "dropped": accuracy(small, test), "folded": accuracy(folded, test)}
+    found |= {"folded, evenly": accuracy(evenly, test), "fewest channels of a layer": min(plan.counts().values())}
     return {**found, "scales": [round(s, 5) for s in shares]}
 
 
@@ -76,14 +81,14 @@ def main() -> None:
     rows: dict[str, Any] = {}
     for name, found in parts.items():
         scales = [s for part in found for s in part["scales"]]
-        rows[name] = {figure: mean([part[figure] for part in found]) for figure in ("before", "dropped", "folded")}
+        rows[name] = {figure: mean([part[figure] for part in found]) for figure in FIGURES}
         rows[name]["below_a_tenth_of_the_largest"] = sum(s < 0.1 for s in scales) / len(scales)
         rows[name]["scales"] = [part["scales"] for part in found]
     store("network_slimming", {"epochs": EPOCHS, "removed": "40 % of the channels", "seeds": seeds, "rows": rows})
     drawn = {name: [s for part in found for s in part["scales"]] for name, found in parts.items()}
     write_atomically(RESULTS / "network_slimming.svg", histogram(drawn).encode())
     for name, row in rows.items():
-        figures = (f"{f} {row[f]['mean']:.4f} +- {row[f]['std'] or 0:.4f}" for f in ("before", "dropped", "folded"))
+        figures = (f"{f} {row[f]['mean']:.4f} +- {row[f]['std'] or 0:.4f}" for f in FIGURES)
         print(name, *figures, f"below a tenth {row['below_a_tenth_of_the_largest']:.1%}", sep="  ")
 
 

@@ -231,6 +231,9 @@ class Recipe(Section):
 
     name: str = Field("run", pattern=r"^[\w.-]+$", description="name of the run, in the report's header")
     seed: int = Field(0, ge=0, description="of everything random")
+    log_with: Literal["tensorboard"] | None = Field(
+        None, description="also write every epoch into the folder logs of the run, for TensorBoard; none: the report alone"
+    )
     model: ModelConfig
     data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
     transfer: TransferConfig | None = Field(

@@ -18,6 +18,7 @@ from prunus.training import evaluate, fastest, measure_training_speed, memory_fo
 from prunus.training.distill import DistillationLoss
 from prunus.training.features import FeatureLoss, feature_pairs
 from prunus.training.objective import Objective
+from prunus.training.tracking import EpochTracker
 from prunus.training_hooks import SparsityMethod
 
 SEEDS_PER_PHASE = 1000  # phases draw different images, and the seeds of recipes are small numbers
@@ -91,6 +92,7 @@ class Trainer:
         if teacher is not None:  # its loss smooths labels itself
             settings = settings.model_copy(update={"label_smoothing": 0.0})
         distilling = None if teacher is None else self._distilling(teacher, model)
+        tracker = EpochTracker(self.checkpoints.parent / "logs", name) if self.recipe.log_with == "tensorboard" else None
         with distilling.watching() if distilling is not None else nullcontext():
             log = train(
                 model,
@@ -107,7 +109,10 @@ class Trainer:
                 channels_last=self.compute.channels_last,
                 method=method,
                 checkpoint_steps=self.recipe.compute.checkpoint_steps,
+                on_epoch=None if tracker is None else tracker.epoch,
             )
+        if tracker is not None:
+            tracker.finish()
         epochs = [asdict(epoch) for epoch in log.epochs]
         if log.best_kept and log.best is not None and log.best.epoch != len(epochs):
             epochs[log.best.epoch - 1]["kept"] = True
