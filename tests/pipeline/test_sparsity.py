@@ -45,7 +45,10 @@ def carried_out(tree: dict[str, Any], out: Path, **options: Any) -> dict[str, An
 
 @pytest.mark.parametrize("method", ["slimming", "resrep"])
 def test_a_recipe_trains_with_a_method_and_cuts_what_it_decided(method: str, tmp_path: Path) -> None:
-    result = carried_out(recipe(method), tmp_path / "out")
+    pytest.importorskip("tensorboard")
+    result = carried_out({**recipe(method), "log_with": "tensorboard"}, tmp_path / "out")
+    logs = {folder.name for folder in (tmp_path / "out" / "logs").iterdir()}
+    assert logs == {"train", "round-1-sparsity", "round-1-fine-tune"}
     assert [s["stage"] for s in result["stages"]] == [
         "before pruning",
         "after sparsity training",
