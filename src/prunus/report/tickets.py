@@ -93,7 +93,7 @@ def _claims(result: Result) -> str:
         return ""
     note = (
         "Differences are of test accuracies, paired by seed: mean ± standard deviation. Yes or no where the 95 % "
-        "confidence interval of the mean leaves out zero; undecided says that these few seeds show no difference. All of it is "
+        "confidence interval of the mean leaves out zero; undecided: these few seeds don't settle it. All of it is "
         "about these small networks only."
     )
     return table("Claims of the literature on these networks", ["claim", "where", "difference", "so here"], rows, (2,)) + (

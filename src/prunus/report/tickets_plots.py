@@ -145,7 +145,7 @@ def signs_figure(cell: Row) -> Figure:
     """Kept weights that end with the sign they started with, and overlaps of masks, against the weights left."""
     rounds = cell["rounds"]
     told = {
-        "sign_agreement": "kept weights whose sign stays in training",
+        "sign_agreement": "kept weights that keep their sign",
         "overlap_one_shot": "overlap with the one-shot mask",
         "overlap_random": "overlap with a random mask",
     }

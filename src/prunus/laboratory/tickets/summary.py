@@ -42,10 +42,11 @@ def _accuracies(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def curve(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A learning curve's points: step, and accuracy over the seeds."""
+    """A learning curve's points: step, and mean and standard deviation of the accuracy over the seeds."""
     steps: list[int] = [step for step, _ in runs[0]["curve"]]
     points = [{step: value for step, value in run["curve"]} for run in runs]
-    return [{"step": step, **figure(one.get(step) for one in points)} for step in steps]
+    figures = [figure(one.get(step) for one in points) for step in steps]
+    return [{"step": step, "mean": f["mean"], "std": f["std"]} for step, f in zip(steps, figures, strict=True)]
 
 
 def _each(seeds: Sequence[Any], take: Callable[[Any], float | None]) -> Figure:
