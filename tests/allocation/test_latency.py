@@ -301,6 +301,4 @@ def test_the_model_says_what_time_goes_to() -> None:
     graph = with_times(chain((4, 6)), [lambda r, w: r * w] * 3)
     model = replace(graph.cost_model, by_layers=0.5, by_bytes=0.125, per_call=3.0)  # type: ignore[type-var]
     assert isinstance(model, LatencyModel)
-    assert model.parts({"0": 2, "2": 3}) == pytest.approx(
-        {"layers": 9.0, "memory": 7.5, "calls": 3.0}
-    )
+    assert model.parts({"0": 2, "2": 3}) == pytest.approx({"layers": 9.0, "memory": 7.5, "calls": 3.0})
