@@ -55,7 +55,7 @@ class DataConfig(Section):
         0.1, gt=0, lt=1, description="share of the training images held out where no split is given; the same for every seed"
     )
     train_limit: int | None = Field(
-        None, ge=1, description="use only so many training images, per class; the same for every seed"
+        None, ge=1, description="use only so many training images, as evenly over the classes as can be; the same for every seed"
     )
 
 
