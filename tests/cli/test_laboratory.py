@@ -131,7 +131,7 @@ def test_untrained_weights_are_told(nets: Path) -> None:
             2,
             "can't tell what to write to x.txt: its name must end in .csv, .json",
         ),
-        (["score", "--criterion", "l1", "--option", "members"], 2, "can't read the option 'members' of a criterion"),
+        (["score", "--criterion", "l1", "--option", "members"], 2, "can't read the option 'members': write NAME=VALUE"),
         (
             ["score", "--criterion", "l1", "--option", "member=max"],
             2,
