@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -39,8 +40,11 @@ class Branches(nn.Module):
 
 
 def importance_kept(graph: prunus.ChannelGraph, scores: prunus.Scores, kept: Sequence[int]) -> float:
-    values = (scores.by_group[g.name].sort(descending=True).values[:n].sum() for g, n in zip(graph.prunable, kept, strict=True))
-    return float(sum(values))
+    """The sum of the scores kept; of scores that aren't comparable the product of the shares kept."""
+    ordered = [scores.by_group[g.name].sort(descending=True).values for g in graph.prunable]
+    values = [float(group[:n].sum()) for group, n in zip(ordered, kept, strict=True)]
+    shares = [value / float(group.sum()) for value, group in zip(values, ordered, strict=True)]
+    return sum(values) if scores.comparable else math.prod(shares)
 
 
 @settings(max_examples=40, deadline=None)
@@ -50,14 +54,17 @@ def importance_kept(graph: prunus.ChannelGraph, scores: prunus.Scores, kept: Seq
     budget=st.dictionaries(
         st.sampled_from(["macs", "parameters", "activation_bytes", "channels"]), st.floats(0.5, 0.95), min_size=1, max_size=2
     ),
+    comparable=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_no_plan_keeps_more(widths: tuple[int, int, int], residual: bool, budget: dict[str, float], seed: int) -> None:
+def test_no_plan_keeps_more(
+    widths: tuple[int, int, int], residual: bool, budget: dict[str, float], comparable: bool, seed: int
+) -> None:
     """Of all widths of all groups that meet every limit, the plan's keep the most importance."""
     graph = prunus.trace(Branches(widths, residual), torch.randn(1, 2, 4, 4))
     generator = torch.Generator().manual_seed(seed)
     by_group = {g.name: torch.rand(g.num_channels, generator=generator, dtype=torch.float64) for g in graph.prunable}
-    scores = prunus.Scores(by_group, "drawn", comparable=True)
+    scores = prunus.Scores(by_group, "drawn", comparable)
     asked: Any = Budget(**budget, tolerance=0.99, max_pruning_ratio=1.0)  # type: ignore[arg-type]
     names = [g.name for g in graph.prunable]
     every = np.array(list(product(*(range(1, g.num_channels + 1) for g in graph.prunable))), dtype=np.float64)
@@ -91,6 +98,27 @@ def test_a_case_by_hand() -> None:
     assert plan.keep["0"].tolist() == [False, False, True, True]
     assert plan.keep["2"].tolist() == [True, True, True, False]
     assert plan.predicted.macs == 18
+
+
+class Beside(nn.Module):
+    """Two layers of 16 channels: 320 multiply-adds for a channel of the first, 80 for one of the second, 6,400 in all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.a_out = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 2, 1)
+        self.b, self.b_out = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.a_out(self.a(x).relu()), self.b_out(self.b(x[:, :, ::2, ::2]).relu())
+        return first.mean((2, 3)) + second.mean((2, 3))
+
+
+@pytest.mark.parametrize(("comparable", "a", "b"), [(True, 2, 16), (False, 3, 12)])
+def test_scores_that_are_not_comparable_are_not_summed(comparable: bool, a: int, b: int) -> None:
+    """Equal scores, 1,920 multiply-adds: 2 + 16 is the largest sum, 3/16 x 12/16 the largest product of shares."""
+    graph = prunus.trace(Beside(), torch.randn(1, 3, 8, 8))
+    scores = prunus.Scores({name: torch.ones(16) for name in ("a", "b")}, "ones", comparable)
+    assert prunus.allocate(graph, scores, Budget(macs=1920), "knapsack").counts() == {"a": a, "b": b}
 
 
 @pytest.mark.parametrize("target", ["macs", "parameters", "activation_bytes"])

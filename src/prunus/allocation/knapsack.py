@@ -12,8 +12,8 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix
 
-from prunus.allocation.ranking import finish, on_one_scale
-from prunus.allocation.widths import Widths
+from prunus.allocation.ranking import finish
+from prunus.allocation.widths import GroupWidths, Widths
 from prunus.costs import CostTable
 from prunus.errors import InvalidBudget, PrunusWarning
 from prunus.types import Budget, ChannelGraph, PruningPlan, Scores
@@ -33,7 +33,10 @@ SECONDS = 30.0
 def knapsack(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
     """The widths that keep the most importance under every limit: an integer program, solved to its optimum.
 
-    A width of a group is worth the scores of the channels that stay; costs are the closed form with all its products of widths,
+    A width of a group is worth the scores of the channels that stay, where scores are comparable. Where they aren't, sums over
+    groups mean little, and emptying a dear layer may give the largest. Then the product of the shares of their scores that the
+    groups keep is as large as can be, as Zhang et al. ("Accelerating Very Deep Convolutional Networks", 2015) choose ranks by
+    the product of the energies kept. Costs are the closed form with all its products of widths,
     so that two layers that share channels are priced together. Solved by HiGHS (scipy.optimize.milp): one binary variable for
     each width of a group, and for each product of two groups' channels one continuous variable to a width of the first, which is
     the second's channels where that width is chosen and zero elsewhere. Large networks are offered `CHOICES` widths in all; what
@@ -47,11 +50,23 @@ def knapsack(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan
     """
     widths = Widths(graph, scores, budget)
     widths.check_reachable()
-    by_group = [on_one_scale(group, scores.comparable) for group in widths.groups]
+    by_group = [group.step_scores() if scores.comparable else _share_losses(group) for group in widths.groups]
     levels, gap = _solved(widths, by_group)
     steps = [(float(by_group[i][level - 1]), i) for i, deepest in enumerate(levels) for level in range(1, deepest + 1)]
     plan = finish(widths, levels, [i for _, i in sorted(steps, reverse=True)], "knapsack")
     return PruningPlan(plan.keep, plan.predicted, {**plan.provenance, "optimality_gap": gap})
+
+
+def _share_losses(group: GroupWidths) -> Floats:
+    """What each step costs of -log(share of the group's scores that is kept), by removed channel; ascending."""
+    removed = -np.diff(group.levels)
+    scores = group.sorted_scores.clamp(min=0).numpy()
+    if not scores.any():
+        scores = np.ones(len(scores))
+    kept = np.concatenate([[0.0], scores.cumsum()])[group.levels] / scores.sum()
+    smallest = float(kept[kept > 0].min())
+    logs = np.log(np.maximum(kept, smallest / 2))  # an emptied group has half of the least that can be kept
+    return np.maximum.accumulate(-np.diff(logs) / removed)
 
 
 def _solved(widths: Widths, steps: Sequence[Floats]) -> tuple[list[int], float]:
