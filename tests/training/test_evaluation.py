@@ -149,19 +149,25 @@ def _run(code, *arguments, **environment):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_processes_find_what_one_finds_and_train_alike(tmp_path):
-    """53 examples in batches of 8 over two processes: uneven shards and an uneven last batch."""
+def _two_processes(code, *arguments):
+    """What the code prints in each of two processes that know of each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    runs = [_run(PROCESSES, f"{tmp_path}/", RANK=rank, LOCAL_RANK=rank, **shared) for rank in ("0", "1")]
+    runs = [_run(code, *arguments, RANK=rank, LOCAL_RANK=rank, **shared) for rank in ("0", "1")]
     outputs = [run.communicate(timeout=120) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs[0][1] + outputs[1][1]
+    return [out for out, _ in outputs]
+
+
+def test_two_processes_find_what_one_finds_and_train_alike(tmp_path):
+    """53 examples in batches of 8 over two processes: uneven shards and an uneven last batch."""
+    outputs = _two_processes(PROCESSES, f"{tmp_path}/")
     alone: dict[str, object] = {"__name__": "alone"}
     exec(PROCESSES, alone)
-    (first, trained), (second, also_trained) = (out.splitlines() for out, _ in outputs)
+    (first, trained), (second, also_trained) = (out.splitlines() for out in outputs)
     assert first == second == alone["found"]()
     assert first.startswith("found 53 ")
     confusion = ast.literal_eval(first[first.index("[[") : first.index("]]") + 2])
@@ -169,6 +175,50 @@ def test_two_processes_find_what_one_finds_and_train_alike(tmp_path):
     assert trained == also_trained
     # 4 steps of 2 x 8 examples: DDP repeats 11 of the 53 so that both processes take the same number of steps
     assert trained.startswith("trained True 2 64 True ")
+
+
+SPARSE = """
+import sys, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from prunus.config import OptimizerConfig
+from prunus.training import train
+torch.set_num_threads(1)
+torch.manual_seed(0)
+images = TensorDataset(torch.randn(96, 2, 6, 6), torch.arange(96) % 3)
+settings = OptimizerConfig(epochs=3, lr=0.05, sparse_gradients=0.9)
+def build():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 3, 4), nn.Flatten())
+def fit(model, name, resume=False, stop=None):
+    calls = 0
+    class Stop(Exception): pass
+    def forward_fn(net, inputs):
+        nonlocal calls
+        calls += 1
+        if calls == stop: raise Stop
+        return net(inputs)
+    loader = DataLoader(images, batch_size=6, shuffle=True)
+    try:
+        log = train(model, loader, settings, seed=0, checkpoint=sys.argv[1] + name, checkpoint_steps=3, resume=resume,
+            forward_fn=forward_fn)
+        return [epoch.sparse_gradients["saved"] for epoch in log.epochs]
+    except Stop:
+        return None
+whole = build()
+saved = fit(whole, "whole")
+for stop in (9, 14):  # behind the end of an epoch of eight steps; behind step 3 of the second
+    fit(build(), f"cut{stop}", stop=stop)
+    again = build()
+    same_report = fit(again, f"cut{stop}", resume=True)[1:] == saved[1:]  # finished epochs are told of as the first process saw them
+    print(stop, same_report, all(torch.equal(a, again.state_dict()[n]) for n, a in whole.state_dict().items()), saved[2] > 0.5)
+"""
+
+
+def test_sparse_gradients_of_two_processes_resume_to_the_same_bits(tmp_path):
+    """Each process has its own thresholds, which a checkpoint must hold."""
+    for output in _two_processes(SPARSE, f"{tmp_path}/"):
+        assert output.splitlines() == ["9 True True True", "14 True True True"]
 
 
 MIXED = """

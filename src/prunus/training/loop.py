@@ -338,9 +338,10 @@ class _Run:
     def _save(self, what: str, within: dict[str, Any] | None = None) -> None:
         if self.checkpoint is not None:
             self.saved = what
-        if self.checkpoint is not None and self.accelerator.is_main_process:
-            state = {**self._state(), "within": within}
-            save_checkpoint(self.checkpoint, Checkpoint(self.epochs, self._identity(), state))
+            gradients = gather_object([self.gradients.state_dict()])  # every process has thresholds of its own
+            if self.accelerator.is_main_process:
+                state = {**self._state(), "gradients": gradients, "within": within}
+                save_checkpoint(self.checkpoint, Checkpoint(self.epochs, self._identity(), state))
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> dict[str, Any]:
@@ -349,7 +350,6 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sparsity": None if self.method is None else self.method.state_dict(),
-            "gradients": self.gradients.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "best": self.best.state_dict(),
@@ -361,7 +361,7 @@ class _Run:
         stored = load_checkpoint(path, self._identity())
         self.model.load_state_dict(stored.state["model"])
         self.optimizer.load_state_dict(stored.state["optimizer"])
-        self.gradients.load_state_dict(stored.state["gradients"])
+        self.gradients.load_state_dict(stored.state["gradients"][self.accelerator.process_index])
         if self.method is not None:
             self.method.load_state_dict(stored.state["sparsity"])
         if self.accelerator.scaler is not None:
