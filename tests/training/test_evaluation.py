@@ -210,7 +210,7 @@ saved = fit(whole, "whole")
 for stop in (9, 14):  # behind the end of an epoch of eight steps; behind step 3 of the second
     fit(build(), f"cut{stop}", stop=stop)
     again = build()
-    same_report = fit(again, f"cut{stop}", resume=True)[1:] == saved[1:]  # finished epochs are told of as the first process saw them
+    same_report = fit(again, f"cut{stop}", resume=True)[1:] == saved[1:]  # earlier epochs are as the first process saw them
     print(stop, same_report, all(torch.equal(a, again.state_dict()[n]) for n, a in whole.state_dict().items()), saved[2] > 0.5)
 """
 
