@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -41,6 +43,16 @@ class _Commands(TyperGroup):
 def _show_warning(message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
     if issubclass(category, PrunusWarning):
         err.print(f"[yellow]warning:[/yellow] {escape(str(message))}", soft_wrap=True)
+
+
+@contextmanager
+def stoppable(what_next: str) -> Generator[None]:
+    """Work that Ctrl-C stops: one line says how it goes on, and the exit code is the shell's for it, 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(what_next)
+        raise typer.Exit(130) from None
 
 
 app = typer.Typer(

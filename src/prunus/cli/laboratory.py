@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 
 from prunus import score, trace
-from prunus.cli.app import app, console, err
+from prunus.cli.app import app, console, err, stoppable
 from prunus.cli.given import (
     Arguments,
     AsJson,
@@ -155,11 +155,8 @@ def compare_command(
         raise DataError(f"{data} has fewer than 2 test images: nothing could be judged on them")
     about = {"model": model, "weights": weights, "data": data, "image_size": image_size, "arguments": argument}
     network = load_network(model, weights, num_classes, bundle, argument)
-    try:
+    with stoppable(f"stopped; the same command continues the comparison in {escape(str(out))}"):
         result = compare(Subject(lambda _: network, bundle, about), contenders, range(seeds), out, settings, announcer())
-    except KeyboardInterrupt:
-        err.print(f"stopped; the same command continues the comparison in {escape(str(out))}")
-        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(result, indent=2))
         return

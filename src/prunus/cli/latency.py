@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prunus.budgets import RUNTIMES, Timing
-from prunus.cli.app import app, console, err
+from prunus.cli.app import app, console, stoppable
 from prunus.cli.given import (
     Arguments,
     AsJson,
@@ -62,7 +62,7 @@ def latency_command(
     timing = Timing(threads, timing_batch, dtype, channels_last, cache)
     network = load_network(model, weights, num_classes, None, argument).eval()
     about = {"model": model, "weights": weights, "input": input_shape, "arguments": argument}
-    try:
+    with stoppable("stopped; the same command goes on with the layers that are left"):
         result = profile_latency(
             network,
             random_input(model, input_shape),
@@ -73,9 +73,6 @@ def latency_command(
             fresh=fresh,
             about=about,
         )
-    except KeyboardInterrupt:
-        err.print("stopped; the same command goes on with the layers that are left")
-        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(result, indent=2))
         return

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from prunus.cli.app import app, console, err
+from prunus.cli.app import app, console, err, stoppable
 from prunus.cli.tables import result_notes, result_table
 from prunus.config import load_recipe
 from prunus.errors import UnknownName
@@ -93,11 +93,8 @@ def _recipe_file(name: str) -> Generator[Path, None, None]:
 def _run(recipe: Any, out: Path, resume: bool, controls: bool = False) -> None:
     from prunus.pipeline.run import run
 
-    try:
+    with stoppable(f"stopped; the same command with --resume continues the run in {escape(str(out))}"):
         result = run(recipe, out, resume=resume, announce=announcer(), controls=controls)
-    except KeyboardInterrupt:
-        err.print(f"stopped; the same command with --resume continues the run in {escape(str(out))}")
-        raise typer.Exit(130) from None
     console.print(result_table(result))
     for note in result_notes(result):
         console.print(escape(note), soft_wrap=True)

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from prunus.cli.app import app, console, err
+from prunus.cli.app import app, console, stoppable
 from prunus.cli.given import Arguments, AsJson, Classes, ImageSize, ModelArgument, Seed, Weights, load_bundle, load_network
 from prunus.cli.recipes import announcer
 from prunus.config import OptimizerConfig, parse_recipe
@@ -61,11 +61,8 @@ def recover_command(
     for item in overrides or []:
         override(tree, item)
     recipe = parse_recipe(tree, "prunus recover")
-    try:
+    with stoppable(f"stopped; the same command with --resume continues in {escape(str(out))}"):
         result = recover(recipe, pruned, out, full=full, resume=resume, announce=announcer())
-    except KeyboardInterrupt:
-        err.print(f"stopped; the same command with --resume continues in {escape(str(out))}")
-        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(result, indent=2))
         return

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prunus.budgets import Budget, parse_limits
-from prunus.cli.app import app, console, err
+from prunus.cli.app import app, console, stoppable
 from prunus.cli.given import Arguments, AsJson, Classes, ImageSize, Keep, Seed, Weights, WholeGroups, load_bundle, load_network
 from prunus.cli.laboratory import DATA_SOURCES, BatchSize, Mixing, Model, announcer, warn_untrained
 from prunus.errors import RecipeError
@@ -121,11 +121,8 @@ def search_command(
     numbers = range(1, workers) if worker is None else ()
     helpers = [[sys.executable, "-c", _HELPER, *sys.argv[1:], f"--worker={number}"] for number in numbers]
     subject = Subject(network, bundle, about)
-    try:
+    with stoppable(f"stopped; the same command continues the search in {escape(str(out))}"):
         result = search_network(subject, out, settings, announcer(), storage=storage, worker=worker, helpers=helpers)
-    except KeyboardInterrupt:
-        err.print(f"stopped; the same command continues the search in {escape(str(out))}")
-        raise typer.Exit(130) from None
     if worker is not None:
         return
     if as_json:

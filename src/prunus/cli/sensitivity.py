@@ -12,7 +12,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from prunus.cli.app import app, console, err
+from prunus.cli.app import app, console, stoppable
 from prunus.cli.given import Arguments, AsJson, Classes, ImageSize, Keep, Seed, Weights, WholeGroups, load_bundle, load_network
 from prunus.cli.laboratory import (
     DATA_SOURCES,
@@ -86,11 +86,8 @@ def sensitivity_command(
         "arguments": argument,
     }
     network = load_network(model, weights, num_classes, bundle, argument, seed)
-    try:
+    with stoppable(f"stopped; the same command continues the scan in {escape(str(out))}"):
         result = scan_network(Subject(lambda _: network, bundle, about), out, settings, announcer())
-    except KeyboardInterrupt:
-        err.print(f"stopped; the same command continues the scan in {escape(str(out))}")
-        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(result, indent=2))
         return

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from prunus.cli.app import app, console, err
+from prunus.cli.app import app, console, err, stoppable
 from prunus.cli.given import AsJson
 from prunus.errors import UnknownName
 from prunus.report.wording import points
@@ -45,12 +45,8 @@ def ticket_command(
             return
         checked = load_ticket_recipe(path, overrides or ())
     folder = out or Path("runs") / checked.name
-    try:
-        with _progress() as progress:
-            result = study_tickets(checked, folder, processes, progress)
-    except KeyboardInterrupt:
-        err.print(f"stopped; the same command continues the laboratory in {escape(str(folder))}")
-        raise typer.Exit(130) from None
+    with stoppable(f"stopped; the same command continues the laboratory in {escape(str(folder))}"), _progress() as progress:
+        result = study_tickets(checked, folder, processes, progress)
     if as_json:
         print(json.dumps(result, indent=2))
         return

@@ -13,13 +13,16 @@ from prunus.graph.labels import LabelVector
 from prunus.graph.tracer import LayerCall, Tracer
 
 OUTPUT = "it is the network's output"
-EMPTIABLE: tuple[type[nn.Module], ...] = (
+CONVOLUTIONS: tuple[type[nn.Module], ...] = (
     nn.Conv1d,
     nn.Conv2d,
     nn.Conv3d,
     nn.ConvTranspose1d,
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
+)
+EMPTIABLE: tuple[type[nn.Module], ...] = (
+    *CONVOLUTIONS,
     nn.Linear,
     nn.BatchNorm1d,
     nn.BatchNorm2d,

@@ -9,19 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UnknownName, UnsupportedNetwork
+from prunus.graph.branches import CONVOLUTIONS
 from prunus.surgery.emptied import EmptiedConvolution
 from prunus.surgery.record import BiasEdit, SurgeryRecord
 
-_LAYERS: tuple[type[nn.Module], ...] = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-    EmptiedConvolution,
-)
+_LAYERS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, EmptiedConvolution)
 
 
 def add_bias(model: nn.Module, record: SurgeryRecord, layers: str | Iterable[str]) -> SurgeryRecord:
