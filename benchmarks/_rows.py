@@ -181,6 +181,8 @@ def write(table: Table) -> None:
                 parts[f"{row.name}/{seed}"] = {"recipe": _fingerprint(result["recipe"]), **_figures(result)}
     wanted = _wanted(table)
     parts = {name: part for name, part in parts.items() if part["recipe"] == wanted.get(name)}
+    if not parts:  # a table of which no row is finished
+        return
     rows = [found for row in table.rows if (found := _summary(row, parts))]
     command = f"python benchmarks/{table.name}.py"
     _store(path, {"command": command, "environment": environment(), **table.extra, "rows": rows, "parts": parts, **_latency(old)})
