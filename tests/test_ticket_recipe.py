@@ -29,6 +29,8 @@ def test_the_default_laboratory() -> None:
         ({"networks": NETWORKS, "lottery": {"networks": ["a"], "round": 3}}, "lottery.round: Extra inputs are not permitted"),
         ({"networks": {"a": {"model": "mlp:4", "lr": -1}}}, "networks.a.lr: Input should be greater than 0"),
         ({"networks": NETWORKS, "rethinking": {"networks": ["a"], "channels": 1.0}}, "rethinking.channels"),
+        ({"networks": NETWORKS, "rethinking": {}}, "nothing to rethink: name networks, or runs"),
+        ({"lottery": {"networks": ["a"]}}, "unknown network 'a': known are none"),
         ({"networks": NETWORKS, "seeds": [], "lottery": {"networks": ["a"]}}, "seeds: Tuple should have at least 1 item"),
     ],
 )

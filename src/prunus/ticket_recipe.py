@@ -57,7 +57,12 @@ class DeconstructionConfig(_Section):
     """Which weights stay, what they start from, and what becomes of the others (Zhou et al. 2019)."""
 
     networks: tuple[str, ...] = Field(description="names of networks")
-    kept: tuple[float, ...] = Field((0.2,), description="shares of every layer's weights that stay, masked in one shot")
+    kept: tuple[float, ...] = Field((0.2,), description="shares of every layer's weights that stay")
+    schedules: tuple[Literal["one-shot", "iterative"], ...] = Field(
+        ("one-shot",),
+        description="masks made at once from one training, or in rounds, each from a training of what is left, rewound",
+    )
+    rate: float = Field(0.2, gt=0, lt=1, description="iterative: share of the weights left that a round prunes, about")
     criteria: tuple[str, ...] | Literal["all"] = Field("all", description="mask criteria; the kept weights rewind, others are 0")
     kept_actions: tuple[str, ...] | Literal["all"] = Field("all", description="starts of the kept weights, masks of large_final")
     pruned_actions: tuple[str, ...] | Literal["all"] = Field("all", description="what pruned weights are, masks of large_final")
@@ -78,14 +83,27 @@ class SupermaskConfig(_Section):
 class RethinkingConfig(_Section):
     """A network without half its channels: fine-tuned or trained from scratch (Liu et al. 2019)."""
 
-    networks: tuple[str, ...] = Field(description="names of networks")
+    networks: tuple[str, ...] = Field((), description="names of networks, which are trained and pruned here")
+    runs: tuple[str, ...] = Field(
+        (), description="folders of finished runs (`prunus run`), whose pruned networks are trained as their recipes say"
+    )
+    epochs: int | None = Field(
+        None, ge=1, description="runs: epochs that the full network was trained for, where its weights came from elsewhere"
+    )
     channels: float = Field(0.5, gt=0, lt=1, description="share of every group's channels that stays")
     criterion: str = Field("l1", description="what ranks the channels: a name from `prunus criteria` that needs no data")
     lrs: tuple[float, ...] = Field(
-        (0.01, 0.05, 0.1), description="learning rates of the whole experiment, in place of the network's"
+        (0.01, 0.05, 0.1),
+        description="learning rates of the whole experiment, in place of the network's; of runs: of what follows pruning",
     )
     fine_tune_epochs: int = Field(10, ge=1, description="epochs of fine-tuning")
     fine_tune_lr: float = Field(0.01, gt=0, description="its learning rate, as a share of training's")
+
+    @model_validator(mode="after")
+    def _check(self) -> RethinkingConfig:
+        if not self.networks and not self.runs:
+            raise ValueError("nothing to rethink: name networks, or runs (folders of finished runs)")
+        return self
 
 
 class TicketRecipe(_Section):
@@ -93,7 +111,7 @@ class TicketRecipe(_Section):
 
     name: str = Field("tickets", pattern=r"^[\w.-]+$", description="name, in the page's header")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="everything is repeated for each")
-    networks: dict[str, TicketNetwork] = Field(min_length=1, description="networks by name")
+    networks: dict[str, TicketNetwork] = Field(default_factory=dict[str, TicketNetwork], description="networks by name")
     lottery: LotteryConfig | None = None
     deconstruction: DeconstructionConfig | None = None
     supermasks: SupermaskConfig | None = None
@@ -107,7 +125,8 @@ class TicketRecipe(_Section):
         for section in sections:
             for name in section.networks if section is not None else ():
                 if name not in self.networks:
-                    raise ValueError(f"unknown network {name!r}: known are {', '.join(self.networks)}")
+                    known = ", ".join(self.networks) or "none"
+                    raise ValueError(f"unknown network {name!r}: known are {known}")
         return self
 
 

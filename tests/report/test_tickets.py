@@ -81,6 +81,8 @@ def sample() -> dict[str, Any]:
             {
                 "network": "dense",
                 "kept": 0.2,
+                "schedule": "iterative",
+                "rate": 0.25,
                 "classes": 10,
                 "whole": judged(0.1, 0.97),
                 "criteria": {"large_final": judged(0.31, 0.96), "random": judged(0.1, 0.85)},
@@ -111,6 +113,7 @@ def test_the_page_says_what_the_result_says() -> None:
         "tickets win", "+3.1 points ± 1.0", "✓ yes", "early +20.0 points", "95.0 % ± 1.0", "16.0 %", "31.0 % ± 1.0",
         "rescaled", "91.3 % ± 1.0", "85.2 % ± 1.0", "47.0 % ± 1.0", "4,000 multiply-adds become 1,000, a ratio of 4.00",
         "scratch-B (48 epochs)", "ranked globally", "rewound to the start", "1 min 40 s of one core",
+        "masks made in rounds of about 25.0 %",
     ):  # fmt: skip
         assert told in text, told
     loading = [(name, found) for name, found in Reader(text).elements if {"src", "href"} & set(found) and name != "a"]

@@ -46,7 +46,7 @@ class Controls:
         settings: OptimizerConfig = self.recipe.recover
         if name != "longer":
             reinitialise(model, self.recipe.seed)
-            settings = self._schedule()
+            settings = from_scratch(self.recipe, self.trainer)
         plain = {"epochs": epochs, "steps": None, "schedule": "cosine"}
         place = list(CONTROLS).index(name)
         log = self.trainer.fit(model, settings.model_copy(update=plain), f"control-{name}", _PHASE + place)
@@ -71,14 +71,6 @@ class Controls:
         ratio = max(self.macs[0] / self.macs[1], 1.0)
         return self.recovery + (self.trained if name == "scratch-e" else scratch_epochs(self.trained, ratio))
 
-    def _schedule(self) -> OptimizerConfig:
-        """What random weights are trained with: ``train``, or ``recover`` where the full network came trained."""
-        chosen = self.recipe.train if self.trainer.epochs(self.recipe.train) and not self.recipe.model.weights else None
-        settings = OptimizerConfig.model_validate(
-            {field: getattr(chosen or self.recipe.recover, field) for field in OptimizerConfig.model_fields}
-        )
-        return settings.model_copy(update={"freeze_batch_norm": False, "first_layer_lr": 1.0})
-
     def _notes(self, name: str) -> list[str]:
         if name == "longer" or self.recipe.model.weights is None:
             return []
@@ -86,3 +78,12 @@ class Controls:
             f"{name}: the full network's weights were trained elsewhere, for longer than this recipe knows, so that this row "
             "has fewer epochs than the comparison asks for"
         ]
+
+
+def from_scratch(recipe: Recipe, trainer: Trainer) -> OptimizerConfig:
+    """What random weights are trained with: ``train``, or ``recover`` where the full network came trained."""
+    chosen = recipe.train if trainer.epochs(recipe.train) and not recipe.model.weights else None
+    settings = OptimizerConfig.model_validate(
+        {field: getattr(chosen or recipe.recover, field) for field in OptimizerConfig.model_fields}
+    )
+    return settings.model_copy(update={"freeze_batch_norm": False, "first_layer_lr": 1.0})

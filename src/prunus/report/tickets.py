@@ -65,6 +65,7 @@ def spread(figure: Result) -> str:
 def _subtitle(result: Result) -> str:
     seeds = len(result["recipe"]["seeds"])
     names = ", ".join(f"{name} ({one['model']} on {one['data']})" for name, one in result["recipe"]["networks"].items())
+    names = "; ".join([*([names] if names else []), *result["recipe"].get("rethinking", {}).get("runs", ())])
     return escape(f"{names}; {seeds} seed{'s' * (seeds != 1)}; {moment(result['created'])}")
 
 
@@ -149,7 +150,8 @@ def _levels(title: str, cell: Result) -> str:
 
 
 def _deconstruction(number: int, cell: Result, drawn: Mapping[str, Figure]) -> str:
-    where = f"{cell['network']}, {percent(cell['kept'])} of every layer's weights"
+    how = "made at once" if cell["schedule"] == "one-shot" else f"made in rounds of about {percent(cell['rate'])}"
+    where = f"{cell['network']}, {percent(cell['kept'])} of every layer's weights, masks {how}"
     parts = [f"<h3>{escape(where)}</h3>"]
     for family, told in FAMILIES.items():
         identifier = f"plot-{family}-{number}"

@@ -73,13 +73,18 @@ def _tickets(cell: Cell) -> dict[str, Any]:
     return _row(claim, "Frankle and Carbin 2019", where, _mean_of(levels), note)
 
 
+def made(cell: Cell) -> str:
+    """How a deconstruction's masks were made, in words."""
+    return "made at once" if cell["schedule"] == "one-shot" else "made in rounds"
+
+
 def _signs(cell: Cell) -> dict[str, Any] | None:
     pairs = [("reshuffle_keep_sign", "reshuffle"), ("constant_keep_sign", "constant"), ("reinit_keep_sign", "reinit")]
     known = cell["kept_actions"]
     levels = [_paired(known[a], known[b]) for a, b in pairs if a in known and b in known]
     if not levels:
         return None
-    where = f"{cell['network']}, {cell['kept']:.0%} of the weights"
+    where = f"{cell['network']}, {cell['kept']:.0%} of the weights, masks {made(cell)}"
     names = ", ".join(b for a, b in pairs if a in known and b in known)
     claim = f"kept weights that start with their own signs beat those without (mean over {names})"
     return _row(claim, "Zhou et al. 2019", where, _mean_of(levels))
@@ -90,7 +95,7 @@ def _untrained(cell: Cell) -> dict[str, Any] | None:
     if found is None:
         return None
     chance = 1 / cell["classes"]
-    where = f"{cell['network']}, {cell['kept']:.0%} of the weights"
+    where = f"{cell['network']}, {cell['kept']:.0%} of the weights, masks {made(cell)}"
     note = f"chance is {chance:.0%}, the whole untrained network {100 * cell['whole']['untrained']['mean']:.1f} %"
     differences = [value - chance for value in found["untrained"]["values"]]
     return _row(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunus.laboratory.tickets.jobs import FRESH, Job, Parts
 from prunus.laboratory.tickets.training import (
     Course,
+    Curve,
     Images,
     accuracy,
     build_network,
@@ -29,12 +31,27 @@ from prunus.tickets import (
     dense_masks,
     keep_highest,
     kept_after,
+    load_masks,
     mask_scores,
+    remove_masks,
+    save_masks,
     start,
 )
 
 BEST = "large_final"
 """The criterion whose masks the actions are tried with."""
+
+
+def densities(kept: float, rate: float) -> list[float]:
+    """Share of the weights left after every round, ``kept`` after the last: equal steps that prune about ``rate`` of the rest."""
+    rounds = max(round(math.log(kept) / math.log(1 - rate)), 1)
+    return [kept ** (number / rounds) for number in range(1, rounds + 1)]
+
+
+def histories(kept: Mapping[str, Tensor]) -> dict[str, WeightHistory]:
+    """From tensors named by end and weight (``initial fc.weight``) to what criteria score."""
+    names = sorted({name.partition(" ")[2] for name in kept})
+    return {name: WeightHistory(kept[f"initial {name}"], kept[f"final {name}"], kept[f"gradient {name}"]) for name in names}
 
 
 class Deconstruction:
@@ -67,15 +84,26 @@ class Deconstruction:
 
     @cached_property
     def history(self) -> Mapping[str, WeightHistory]:
-        kept = read_weights(self.parts.file("history.safetensors"))
-        names = sorted({name.partition(" ")[2] for name in kept})
-        return {name: WeightHistory(kept[f"initial {name}"], kept[f"final {name}"], kept[f"gradient {name}"]) for name in names}
+        return histories(read_weights(self.parts.file("history.safetensors")))
+
+    @cached_property
+    def whole(self) -> Masks:
+        return dense_masks(build_network(self.job.network.model, self.images, self.job.seed), self.job.network.exclude)
 
     def _whole(self) -> dict[str, Any]:
         """Train the whole network; keep masked weights at both ends, and the gradients of the first step."""
         model = build_network(self.job.network.model, self.images, self.job.seed)
-        names = dense_masks(model, self.job.network.exclude).by_name
+        untrained = accuracy(model, self.images)
+        curve, kept = self._watched(model, self.whole)
+        write_weights(kept, self.parts.file("history.safetensors"))
+        return {"untrained": untrained, "classes": self.images.classes, **curve.to_json()}
+
+    def _watched(self, model: nn.Module, masks: Masks) -> tuple[Curve, dict[str, Tensor]]:
+        """Train; the masked weights at both ends and their gradients in the first step, each under its end's name and its own."""
+        names = masks.by_name
         initial, gradients = weights_of(model, names), dict[str, Tensor]()
+        if masks is not self.whole:
+            apply_masks(model, masks)
         parameters = {plain_name(name): p for name, p in model.named_parameters()}
 
         def remember(step: int) -> None:
@@ -83,23 +111,53 @@ class Deconstruction:
                 gradient = parameters[name].grad
                 gradients[name] = torch.zeros_like(initial[name]) if gradient is None else gradient.clone()
 
-        untrained = accuracy(model, self.images)
         curve, _ = self.course.execute(model, after_backward=remember)
-        final = weights_of(model, names)
-        ends = {"initial": initial, "final": final, "gradient": gradients}
-        kept = {f"{end} {name}": values[name] for end, values in ends.items() for name in names}
-        write_weights(kept, self.parts.file("history.safetensors"))
-        return {"untrained": untrained, "classes": self.images.classes, **curve.to_json()}
+        remove_masks(model)
+        ends = {"initial": initial, "final": weights_of(model, names), "gradient": gradients}
+        return curve, {f"{end} {name}": values[name] for end, values in ends.items() for name in names}
+
+    # -- masks
+
+    def _generator(self, *what: str) -> torch.Generator:
+        return torch.Generator().manual_seed(zlib.crc32(" ".join([str(self.job.seed), *what]).encode()))
+
+    def _masks(self, criterion: str) -> Masks:
+        """The masks by which a criterion keeps the asked share, made at once or in rounds; each round is a part of its own."""
+        if self.job.cell["schedule"] == "one-shot":
+            return self._keep(criterion, self.whole, self.history, self.job.cell["kept"])
+        masks = self.whole
+        for number, density in enumerate(densities(self.job.cell["kept"], self.job.cell["rate"]), 1):
+            file = f"masks-{criterion}-{number:02d}.safetensors"
+            self.parts.run(
+                f"masks-{criterion}-{number:02d}", lambda m=masks, d=density, f=file: self._next(criterion, m, d, f), (file,)
+            )
+            stored = load_masks(self.parts.file(file)).by_name
+            masks = Masks({name: stored[name] for name in self.whole.by_name})  # in the network's order, which draws follow
+        return masks
+
+    def _next(self, criterion: str, masks: Masks, density: float, file: str) -> dict[str, Any]:
+        """One round: what is left is trained from the start, and the lowest of it go."""
+        history = self.history
+        if masks is not self.whole:
+            model = build_network(self.job.network.model, self.images, self.job.seed)
+            history = histories(self._watched(model, masks)[1])
+        found = self._keep(criterion, masks, history, density)
+        save_masks(found, self.parts.file(file))
+        return {"density": found.density}
+
+    def _keep(self, criterion: str, masks: Masks, history: Mapping[str, WeightHistory], density: float) -> Masks:
+        generator = self._generator(criterion, f"{density:.6f}")
+        counts = {name: kept_after(mask.numel(), 1 - density, 1) for name, mask in masks.by_name.items()}
+        known = {name: history[name] for name in masks.by_name}
+        return keep_highest(mask_scores(criterion, known, generator), masks, counts, generator)
 
     def _masked(self, criterion: str, kept: str, pruned: str) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.job.seed} {criterion} {kept} {pruned}".encode()))
+        masks = self._masks(criterion)
         model = build_network(self.job.network.model, self.images, self.job.seed)
         fresh = build_network(self.job.network.model, self.images, self.job.seed + FRESH)
-        whole = dense_masks(model, self.job.network.exclude)
-        history = {name: self.history[name] for name in whole.by_name}
-        counts = {name: kept_after(mask.numel(), 1 - self.job.cell["kept"], 1) for name, mask in whole.by_name.items()}
-        masks: Masks = keep_highest(mask_scores(criterion, history, generator), whole, counts, generator)
-        values, held = start(masks.by_name, history, kept, pruned, generator, weights_of(fresh, whole.by_name))
+        history = {name: self.history[name] for name in masks.by_name}
+        generator = self._generator(criterion, kept, pruned)
+        values, held = start(masks.by_name, history, kept, pruned, generator, weights_of(fresh, masks.by_name))
         set_weights(model, values)
         apply_masks(model, masks, held)
         untrained = accuracy(model, self.images)

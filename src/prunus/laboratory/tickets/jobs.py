@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import ArtifactError
+from prunus.laboratory.tickets.pruned_runs import PrunedRun
 from prunus.pipeline.stages import read_json, write_json
 from prunus.ticket_recipe import TicketNetwork, TicketRecipe
 from prunus.tickets import KEPT_ACTIONS, MASK_CRITERIA, PRUNED_ACTIONS
 from prunus.tickets.actions import KEEP_SIGN
 
+RETHINKING_RUN = "rethinking-run"
+"""Kind of the jobs that take up a pruned run."""
 FRESH = 1_000_003
 """Added to a seed for the weights of networks that are drawn afresh."""
 
@@ -25,7 +28,8 @@ FRESH = 1_000_003
 class Job:
     """One cell of a section's grid on one network and seed.
 
-    ``cell`` is what its results depend on beside the network; ``parts`` what is asked of it, which may grow later.
+    ``cell`` is what its results depend on beside the network; ``parts`` what is asked of it, which may grow later. Of a pruned
+    run, ``name`` is the folder, and ``network`` says only which network and images it had.
     """
 
     kind: str
@@ -39,7 +43,7 @@ class Job:
     def stem(self) -> str:
         """Name of its folder; another setting has another folder, so that nothing is mixed up."""
         about = json.dumps([self.network.model_dump(mode="json"), dict(self.cell)], sort_keys=True)
-        return f"{self.kind}-{self.name}-seed{self.seed}-{zlib.crc32(about.encode()):08x}"
+        return f"{self.kind}-{Path(self.name).name}-seed{self.seed}-{zlib.crc32(about.encode()):08x}"
 
     def __str__(self) -> str:
         told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.cell.items() if not isinstance(value, dict))
@@ -77,12 +81,13 @@ class Parts:
 def jobs_of(recipe: TicketRecipe) -> list[Job]:
     """All jobs of a recipe: first every seed's longest, so that processes end together."""
     found = [*_rethinking(recipe), *_lottery(recipe), *_deconstruction(recipe), *_supermasks(recipe)]
-    return [
+    jobs = [
         Job(kind, name, recipe.networks[name], seed, cell, parts)
         for kind, names, cell, parts in found
         for name in names
         for seed in recipe.seeds
     ]
+    return [*_rethinking_of_runs(recipe), *jobs]
 
 
 _Cells = list[tuple[str, tuple[str, ...], dict[str, Any], dict[str, Any]]]
@@ -111,7 +116,10 @@ def _deconstruction(recipe: TicketRecipe) -> _Cells:
     signed = [f"{name}{KEEP_SIGN}" for name in KEPT_ACTIONS if name != "rewind"]
     every = {"criteria": [*MASK_CRITERIA], "kept_actions": [*KEPT_ACTIONS, *signed], "pruned_actions": [*PRUNED_ACTIONS]}
     parts = {name: known if getattr(asked, name) == "all" else list(getattr(asked, name)) for name, known in every.items()}
-    return [("deconstruction", asked.networks, {"kept": kept}, parts) for kept in asked.kept]
+    cells: list[dict[str, Any]] = []
+    for schedule, kept in product(asked.schedules, asked.kept):
+        cells.append({"kept": kept, "schedule": schedule, **({"rate": asked.rate} if schedule == "iterative" else {})})
+    return [("deconstruction", asked.networks, cell, parts) for cell in cells]
 
 
 def _supermasks(recipe: TicketRecipe) -> _Cells:
@@ -131,3 +139,20 @@ def _rethinking(recipe: TicketRecipe) -> _Cells:
         return []
     fixed = asked.model_dump(include={"channels", "criterion", "fine_tune_epochs", "fine_tune_lr"})
     return [("rethinking", asked.networks, {"lr": lr, **fixed}, {}) for lr in asked.lrs]
+
+
+def _rethinking_of_runs(recipe: TicketRecipe) -> list[Job]:
+    asked = recipe.rethinking
+    if asked is None:
+        return []
+    fixed = asked.model_dump(include={"fine_tune_epochs", "fine_tune_lr"})
+    found: list[Job] = []
+    for folder in asked.runs:
+        run = PrunedRun.read(Path(folder))
+        network = TicketNetwork.model_validate({"model": run.recipe.model.source, "data": run.recipe.data.source})
+        about = {"channels": run.channels, "criterion": run.criterion, "epochs": run.epochs(asked.epochs), "file": run.digest}
+        found += [
+            Job(RETHINKING_RUN, folder, network, seed, {"lr": lr, **fixed, **about}, {})
+            for lr, seed in product(asked.lrs, recipe.seeds)
+        ]
+    return found

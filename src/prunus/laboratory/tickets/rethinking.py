@@ -23,19 +23,23 @@ from prunus.types import Budget, ChannelGraph, PruningPlan
 class Rethinking:
     """All parts of one job: the full network, then every way to train the small one."""
 
+    leaves: tuple[str, ...] = ("full.safetensors",)
+    """Files that the full network's part leaves."""
+
     def __init__(self, job: Job, parts: Parts) -> None:
         self.job, self.parts, self.cell = job, parts, job.cell
 
     def execute(self) -> dict[str, Any]:
         """Test accuracies of the full network, right after pruning, and of every arm; multiply-adds before and after."""
-        full = self.parts.run("full", self._full, ("full.safetensors",))
-        plans = arms(self.job.network.epochs, self.cell["lr"], full["ratio"], *self._fine_tuning)
+        full = self.parts.run("full", self._full, self.leaves)
+        plans = arms(self.epochs, self.cell["lr"], full["ratio"], self.cell["fine_tune_epochs"], self.cell["fine_tune_lr"])
         trained = {name: self.parts.run(name, lambda name=name, arm=arm: self._train(name, arm)) for name, arm in plans.items()}
         return {"full": full, "arms": trained}
 
     @property
-    def _fine_tuning(self) -> tuple[int, float]:
-        return self.cell["fine_tune_epochs"], self.cell["fine_tune_lr"]
+    def epochs(self) -> int:
+        """Epochs that the full network was trained for."""
+        return self.job.network.epochs
 
     @cached_property
     def images(self) -> Images:

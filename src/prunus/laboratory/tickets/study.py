@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from prunus.laboratory.tickets.deconstruction import Deconstruction
-from prunus.laboratory.tickets.jobs import Job, Parts, jobs_of
+from prunus.laboratory.tickets.jobs import RETHINKING_RUN, Job, Parts, jobs_of
 from prunus.laboratory.tickets.lottery import Lottery
 from prunus.laboratory.tickets.rethinking import Rethinking
+from prunus.laboratory.tickets.rethinking_run import RethinkingRun
 from prunus.laboratory.tickets.summary import summarise
 from prunus.laboratory.tickets.supermasks import Supermasks
 from prunus.pipeline.result import environment
@@ -29,6 +30,7 @@ KINDS: dict[str, Any] = {
     "deconstruction": Deconstruction,
     "supermasks": Supermasks,
     "rethinking": Rethinking,
+    RETHINKING_RUN: RethinkingRun,
 }
 Progress = Callable[[int, int, str], None]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from prunus.laboratory.summary import Figure, figure
 from prunus.laboratory.tickets.claims import claims
-from prunus.laboratory.tickets.jobs import Job
+from prunus.laboratory.tickets.jobs import RETHINKING_RUN, Job
 
 Found = list[tuple[Job, Any]]
 
@@ -18,7 +18,7 @@ def summarise(found: Found) -> dict[str, Any]:
         "lottery": [_lottery(job, seeds) for job, seeds in _cells(found, "lottery")],
         "deconstruction": [_deconstruction(job, seeds) for job, seeds in _cells(found, "deconstruction")],
         "supermasks": [_supermask(job, seeds) for job, seeds in _cells(found, "supermasks")],
-        "rethinking": [_rethinking(job, seeds) for job, seeds in _cells(found, "rethinking")],
+        "rethinking": [_rethinking(job, seeds) for kind in ("rethinking", RETHINKING_RUN) for job, seeds in _cells(found, kind)],
     }
     return {**sections, "claims": claims(sections)}
 
