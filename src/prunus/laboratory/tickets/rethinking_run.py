@@ -65,7 +65,7 @@ class RethinkingRun(Rethinking):
         }
 
     def _train(self, name: str, arm: Arm) -> dict[str, Any]:
-        """Fine-tuning keeps its small rate; all else anneals it, as training from scratch does."""
+        """All with the settings that the run trains random weights with; fine-tuning keeps its small rate, all else anneals."""
         model, recipe = self._load(self.run.pruned), self.run.recipe
         settings = from_scratch(recipe, self.trainer)
         if arm.fresh:
