@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.errors import PrunusWarning, UnsupportedNetwork
-from prunus.sparsity.compactors import VANISHED
+from prunus.sparsity.compactors import VANISHED, Compactor, resrep_gradient
 from prunus.sparsity.resrep import ResRep
 from prunus.sparsity.selection import weakest
 from prunus.training_hooks import SparsityTask
@@ -111,6 +111,54 @@ def test_what_cant_be_merged_exactly_is_refused() -> None:
     with pytest.raises(UnsupportedNetwork, match=re.escape("no batch norm is directly behind `one.0`")):
         prepared(model)
     assert not any("compactor" in name for name, _ in model.named_modules())
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (3, 6, 4), (3, 6, 9), (2, 6, 4, 4), (2, 6, 2, 2), (2, 6, 2, 3, 2)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_compactor_is_a_convolution_of_size_one(shape: tuple[int, ...], channels_last: bool) -> None:
+    """Forward and both gradients, for few positions and many, in either memory format."""
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=DOUBLE)
+    x = (x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x).requires_grad_()
+    compactor = Compactor(torch.zeros(6, dtype=DOUBLE))
+    assert torch.equal(compactor.weight, torch.eye(6, dtype=DOUBLE))
+    with torch.no_grad():
+        compactor.weight.normal_()
+    weighted = torch.randn(shape, dtype=DOUBLE)
+    expected = torch.einsum("jd,nd...->nj...", compactor.weight, x)
+    wanted = torch.autograd.grad((expected * weighted).sum(), [x, compactor.weight])
+    found = compactor(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    for gradient, want in zip(torch.autograd.grad((found * weighted).sum(), [x, compactor.weight]), wanted, strict=True):
+        torch.testing.assert_close(gradient, want, rtol=0, atol=1e-12)
+
+
+def test_rows_that_have_all_but_vanished_have_finite_gradients() -> None:
+    """Squares of 1e-30 are zero in float32: a norm of zero of a row that isn't."""
+    rows = torch.tensor([[1e-30, 0.0], [3e-5, 4e-5]])
+    found = resrep_gradient(rows, torch.ones(2, 2), torch.zeros(2), 0.1)
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0], [0.06, 0.08]]))
+
+
+def test_a_new_selection_is_heard_in_the_next_step() -> None:
+    method = prepared(build("Plain"), strength=0.0, warmup_epochs=0.0, interval=1, per_selection=3)
+    one = method.compacted[0]
+
+    def gradient_behind(step: int, row: int) -> Tensor:
+        with torch.no_grad():
+            one.weight.copy_(torch.eye(16))
+            one.weight[row] *= 0.5
+        method.before_step(step, 0.1)
+        one.weight.grad = torch.ones(16, 16)
+        method.after_backward()
+        return one.weight.grad
+
+    assert gradient_behind(0, 4)[:, 0].tolist() == (~method.selected[one.group]).float().tolist()
+    assert gradient_behind(1, 5)[4:6, 0].tolist() == [float(not method.selected[one.group][4]), 0.0]
+    method.load_state_dict({"selected": {c.group: torch.zeros(c.width, dtype=torch.bool) for c in method.compacted}})
+    one.weight.grad = torch.ones(16, 16)
+    method.after_backward()
+    assert bool((one.weight.grad == 1).all())
 
 
 def test_selected_rows_hear_the_penalty_alone() -> None:

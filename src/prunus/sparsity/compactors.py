@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,8 @@ from prunus.types import ChannelGraph, ChannelGroup, call_model
 
 VANISHED = 1e-5
 """A compactor's row with a smaller Euclidean norm is as good as zero."""
+ALMOST_NOTHING = 1e-12
+"""The penalty's gradient divides by norms from here up: below, it fades out with the row, which so has one even at zero."""
 CONVOLUTIONS = {
     nn.Conv1d: nn.functional.conv1d,
     nn.Conv2d: nn.functional.conv2d,
@@ -29,13 +32,19 @@ def resrep_gradient(compactor: Tensor, gradient: Tensor, mask: Tensor, strength:
         grad[j] = mask[j] * dL/dQ[j] + strength * Q[j] / norm(Q[j])
 
     Ding et al., ResRep, ICCV 2021. ``mask`` (D,): 0 where the task may no longer keep the row alive. All rows are
-    penalised; one that is exactly zero has no direction and is left alone (the authors' code divides by zero there).
+    penalised; one that is exactly zero has no direction and is left alone (the authors' code divides by zero there), and so is
+    practically one whose norm is below `ALMOST_NOTHING`.
     """
-    norms = compactor.norm(dim=1, keepdim=True)
-    direction = torch.where(
-        norms > 0, compactor / norms.clamp_min(torch.finfo(compactor.dtype).tiny), torch.zeros_like(compactor)
-    )
-    return mask[:, None].to(gradient) * gradient + strength * direction
+    changed = gradient.detach().clone()
+    reset_gradient_(changed, compactor, mask[:, None].to(gradient), strength)
+    return changed
+
+
+@torch.no_grad()
+def reset_gradient_(gradient: Tensor, compactor: Tensor, mask: Tensor, strength: float) -> None:
+    """`resrep_gradient` in place, with a mask (D, 1) of the gradient's type: run in every step, so few operations."""
+    norms = torch.linalg.vector_norm(compactor, dim=1, keepdim=True).clamp_min_(ALMOST_NOTHING)
+    gradient.mul_(mask).addcdiv_(compactor, norms, value=strength)
 
 
 def merge_compactor(
@@ -61,8 +70,13 @@ class Compactor(nn.Module):
         self.weight = nn.Parameter(torch.eye(len(like), dtype=like.dtype, device=like.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        kinds = {2: nn.functional.linear, 3: nn.functional.conv1d, 4: nn.functional.conv2d, 5: nn.functional.conv3d}
-        return kinds[x.ndim](x, self.weight.reshape(*self.weight.shape, *[1] * (x.ndim - 2)))
+        """A matrix product, which costs a CPU up to four times less than the convolution, forward and backward."""
+        if x.ndim == 2:
+            return nn.functional.linear(x, self.weight)
+        by_channel = x.flatten(2)
+        if x.is_contiguous() and by_channel.shape[2] >= by_channel.shape[1]:  # each product's gradient is then no larger than x
+            return torch.bmm(self.weight.expand(len(x), -1, -1), by_channel).reshape(x.shape)
+        return nn.functional.linear(by_channel.transpose(1, 2), self.weight).transpose(1, 2).reshape(x.shape)
 
 
 def _compact(module: nn.Module, _: Any, output: Tensor) -> Tensor:
@@ -91,7 +105,7 @@ class Compacted:
         """The same in a copy of the network that has the compactor already."""
         return Compacted(self.group, self.width, self.pairs, model)
 
-    @property
+    @cached_property
     def weight(self) -> nn.Parameter:
         """Q (D, D)."""
         assert self.model is not None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunus.errors import PrunusWarning, UnsupportedNetwork, VerificationFailed
 from prunus.sparsity.base import BaseMethod
-from prunus.sparsity.compactors import VANISHED, Compacted, find_compactable, merge, resrep_gradient
+from prunus.sparsity.compactors import VANISHED, Compacted, find_compactable, merge, reset_gradient_
 from prunus.sparsity.selection import weakest
 from prunus.surgery import randomise, verify
 from prunus.types import Budget, PruningPlan, VerificationReport
@@ -73,7 +73,11 @@ class ResRep(BaseMethod):
             count = f"{len(left_out)} of {len(self.graph.prunable)}"
             warnings.warn(f"resrep: {count} groups stay whole: {shown}", PrunusWarning, stacklevel=4)
         self.compacted = [compacted.on(self.model) for compacted in found]
-        self.selected = {c.group: torch.zeros(c.width, dtype=torch.bool) for c in self.compacted}
+        self._choose({c.group: torch.zeros(c.width, dtype=torch.bool) for c in self.compacted})
+
+    def _choose(self, selected: dict[str, Tensor]) -> None:
+        self.selected = selected
+        self._heard: dict[str, Tensor] = {}  # of each group a mask (D, 1) as its gradient needs it, made in the next step
 
     def _prove_mergeable(self, twin: nn.Module, compacted: list[Compacted]) -> None:
         with torch.no_grad():
@@ -112,14 +116,16 @@ class ResRep(BaseMethod):
         """The weakest rows, from scratch: until the budget is met, or `per_selection` more than now are selected."""
         already = sum(int(mask.sum()) for mask in self.selected.values())
         keep = weakest(self.graph, self.strengths(), self.task.budget, at_most=already + self.per_selection)
-        self.selected = {c.group: ~keep.get(c.group, torch.ones(c.width, dtype=torch.bool)) for c in self.compacted}
+        self._choose({c.group: ~keep.get(c.group, torch.ones(c.width, dtype=torch.bool)) for c in self.compacted})
 
     def after_backward(self) -> None:
         """Reset the task's gradient on selected rows, and add the penalty's on all."""
         for one in self.compacted:
-            if one.weight.grad is not None:
-                mask = (~self.selected[one.group]).to(one.weight.device)
-                one.weight.grad.copy_(resrep_gradient(one.weight.detach(), one.weight.grad, mask, self.strength))
+            weight = one.weight
+            if weight.grad is not None:
+                if one.group not in self._heard:
+                    self._heard[one.group] = (~self.selected[one.group])[:, None].to(weight.grad)
+                reset_gradient_(weight.grad, weight, self._heard[one.group], self.strength)
 
     def strengths(self) -> dict[str, Tensor]:
         """Norm of every compactor's rows."""
@@ -163,4 +169,4 @@ class ResRep(BaseMethod):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them up again."""
-        self.selected = {name: mask.bool() for name, mask in state["selected"].items()}
+        self._choose({name: mask.bool() for name, mask in state["selected"].items()})

@@ -22,17 +22,26 @@ def weakest(
     gone, or a ``share`` (in [0, 1]) of those that the whole budget takes. Only real removals count: a channel at its group's
     floor is passed over and the walk goes on. Groups without strengths stay whole. Nothing goes if the budget is met already.
     """
-    whole = {name: torch.ones(len(v), dtype=torch.bool) for name, v in strengths.items()}
+    keep = {name: torch.ones(len(v), dtype=torch.bool) for name, v in strengths.items()}
     try:
-        return whole | dict(weakest_plan(graph, strengths, budget, at_most=at_most, share=share).keep)
+        widths, levels = _walked(graph, strengths, budget, at_most, share)
     except NothingPruned:
-        return whole
+        return keep
+    for group, level in zip(widths.groups, levels, strict=True):
+        keep[group.group.name][group.order[group.levels[level] :]] = False
+    return keep
 
 
-def weakest_plan(
-    graph: ChannelGraph, strengths: Mapping[str, Tensor], budget: Budget, *, at_most: int | None = None, share: float = 1.0
-) -> PruningPlan:
-    """The same as a plan; `NothingPruned` if the budget is met already."""
+def weakest_plan(graph: ChannelGraph, strengths: Mapping[str, Tensor], budget: Budget) -> PruningPlan:
+    """What stays when the weakest channels go until the budget is met, as a plan; `NothingPruned` if it is met already."""
+    widths, levels = _walked(graph, strengths, budget, None, 1.0)
+    return widths.plan(levels, "weakest")
+
+
+def _walked(
+    graph: ChannelGraph, strengths: Mapping[str, Tensor], budget: Budget, at_most: int | None, share: float
+) -> tuple[Widths, list[int]]:
+    """Where the walk ends; methods take it every few steps, so nothing else is computed here."""
     values = {name: v.detach().double().cpu() for name, v in strengths.items()}
     widths = Widths(graph, Scores(values, "strength", comparable=True), budget)
     steps = [group.step_scores() for group in widths.groups]
@@ -45,4 +54,4 @@ def weakest_plan(
     if at_most is not None:
         gone = (widths.table[:, 0] - widths.table[np.arange(len(steps)), levels]).sum(axis=1)
         count = min(count, int(np.flatnonzero(gone <= at_most)[-1]))
-    return widths.plan(levels[count].tolist(), "weakest")
+    return widths, levels[count].tolist()
