@@ -21,6 +21,7 @@ from prunus.reconstruction.layer_fit import POINTS_PER_IMAGE, LayerFit, gather, 
 from prunus.reconstruction.layer_samples import check_repeatable
 from prunus.reconstruction.layer_sites import Site, find_sites
 from prunus.reconstruction.normal_equations import NormalEquations
+from prunus.reconstruction.original import Original
 from prunus.reconstruction.regression import ReconstructionReport, fittable
 from prunus.surgery import SurgeryRecord, remove, silence, verify
 from prunus.types import ChannelGraph, ForwardFn, PruningPlan, Scores
@@ -90,27 +91,25 @@ def prune_channels(
         raise NothingPruned("the plan removes no channel: lower the budget")
     run = DataRun(data, forward_fn=forward_fn, batches=batches)
     check_repeatable(run)
-    work = _Work(model, graph, plan, run, points, seed)
     scores = selection if isinstance(selection, Scores) else _scores(model, graph, selection)
     fits: list[LayerFit] = []
-    sites = find_sites(work.small, work.example, forward_fn)
-    fitted, not_fitted = fittable(work.small, sites, tuple(skip))
-    to_fit = {site.weight for site in fitted} if refit else set[str]()
-    for name in [site.weight for site in fittable(work.small, sites)[0]]:
-        for group in work.first_read_by(name):
-            work.remove(
-                group, work.select(group, selection, slack) if scores is None else _best(scores, group, work.count(group))
-            )
-        if name in to_fit:
-            site = work.site(name)
-            fits.append(
-                refit_layer(
-                    work.small, model, site, work.record, run, points=points, ridge=ridge, behind_relu=behind_relu, seed=seed
+    with Original(model, run, points, seed) as original:
+        work = _Work(original, graph, plan)
+        sites = find_sites(work.small, work.example, forward_fn)
+        fitted, not_fitted = fittable(work.small, sites, tuple(skip))
+        to_fit = {site.weight for site in fitted} if refit else set[str]()
+        layers = {site.weight: site for site in fittable(work.small, sites)[0]}
+        original.remember({name: site for name, site in layers.items() if scores is None or name in to_fit})
+        for name in layers:
+            for group in work.first_read_by(name):
+                work.remove(
+                    group, work.select(group, selection, slack) if scores is None else _best(scores, group, work.count(group))
                 )
-            )
-            work.write_back(name)
-            if on_layer is not None:
-                on_layer(fits[-1])
+            if name in to_fit:
+                fits.append(refit_layer(work.small, original, work.site(name), work.record, ridge=ridge, behind_relu=behind_relu))
+                work.write_back(name)
+                if on_layer is not None:
+                    on_layer(fits[-1])
     for group in [name for name, keep in plan.keep.items() if name not in work.keep and not bool(keep.all())]:
         work.remove(group, plan.keep[group])  # no convolution or linear layer reads it through a plain weight
     final = work.plan()
@@ -146,13 +145,13 @@ def _best(scores: Scores, group: str, count: int) -> Tensor:
 class _Work:
     """The network at full size with the weights as they are refitted, and what is left of it so far."""
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, plan: PruningPlan, run: DataRun, points: int, seed: int) -> None:
-        self.original, self.graph, self._plan = model, graph, plan
-        self._run, self._points, self._seed = run, points, seed
+    def __init__(self, original: Original, graph: ChannelGraph, plan: PruningPlan) -> None:
+        self.original, self.graph, self._plan = original, graph, plan
+        self._run, model = original.run, original.model
         self.model = copy.deepcopy(model)
         self.keep: dict[str, Tensor] = {}
         self.small, self.record = self.model, SurgeryRecord.nothing_removed(model)
-        self.example: Any = run.inputs(to_device(next(iter(run)), model))
+        self.example: Any = self._run.inputs(to_device(next(iter(self._run)), model))
         names = {id(tensor): name for name, tensor in named_tensors(model)}
         self._reads: dict[str, dict[str, Reading]] = {}
         for group, members in reading_members(model, graph).items():
@@ -191,7 +190,7 @@ class _Work:
         problems: list[tuple[NormalEquations, Tensor, Tensor, Tensor]] = []
         for site in chosen:
             if site.weight in self._reads[group]:
-                fitting, held = gather(self.small, self.original, site, self.record, self._run, self._points, self._seed)
+                fitting, held = gather(self.small, self.original, site, self.record)
                 groups = fitting.xx.shape[0]
                 weight = tensors[site.weight].detach()
                 weight = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)

@@ -31,6 +31,7 @@ from prunus.reconstruction.layer_fit import POINTS_PER_IMAGE, refit_layer, targe
 from prunus.reconstruction.layer_samples import check_repeatable, samples
 from prunus.reconstruction.layer_sites import Site, find_sites
 from prunus.reconstruction.normal_equations import NormalEquations
+from prunus.reconstruction.original import Original
 from prunus.reconstruction.ranks import Candidate, Ranks, choose_ranks
 from prunus.surgery import SurgeryRecord
 from prunus.surgery.replaced import LayerShape, ReplaceEdit
@@ -104,13 +105,15 @@ def factorize(
     ranks = _ranks(candidates, macs, budget)
     work = copy.deepcopy(model)
     edits: list[ReplaceEdit] = []
-    for layer, chosen in ranks.items():
-        site = sites[f"{layer}.weight"]
-        row, constant = _solved(work, model, site, shapes[layer], chosen, run, relu_aware, points, seed)
-        edits.append(ReplaceEdit(layer, tuple(shape for shape, _ in row)))
-        _put(work, layer, row, constant, site)
-        if chosen.channels is None:
-            _refit_last(work, model, layer, edits, run, relu_aware, points, seed)
+    with Original(model, run, points, seed) as original:
+        original.remember({f"{layer}.weight": sites[f"{layer}.weight"] for layer in ranks})
+        for layer, chosen in ranks.items():
+            site = sites[f"{layer}.weight"]
+            row, constant = _solved(work, original, site, shapes[layer], chosen, relu_aware)
+            edits.append(ReplaceEdit(layer, tuple(shape for shape, _ in row)))
+            _put(work, layer, row, constant, site)
+            if chosen.channels is None:
+                _refit_last(work, original, layer, edits, relu_aware)
     whole = SurgeryRecord.nothing_removed(model)
     record = SurgeryRecord(whole.fingerprint, tuple(edits), whole.versions)
     after = trace(work, example, forward_fn=forward_fn).cost().macs
@@ -142,22 +145,14 @@ def _ranks(candidates: Mapping[str, Candidate], macs: int, budget: Budget) -> di
 
 @torch.no_grad()
 def _solved(
-    work: nn.Module,
-    model: nn.Module,
-    site: Site,
-    shape: LayerShape,
-    ranks: Ranks,
-    run: DataRun,
-    relu_aware: bool,
-    points: int,
-    seed: int,
+    work: nn.Module, original: Original, site: Site, shape: LayerShape, ranks: Ranks, relu_aware: bool
 ) -> tuple[Row, Tensor | None]:
     """The row in place of a layer, its weights float64, and the constant behind it where that is another one."""
-    weight = dict(named_tensors(model))[site.weight].detach().double()
+    weight = dict(named_tensors(original.model))[site.weight].detach().double()
     row: Row = [(shape, weight)] if ranks.spatial is None else spatial_factors(shape, weight, ranks.spatial)
     constant: Tensor | None = None
     if ranks.channels is not None:
-        x, y, sums = _responses(work, model, site, product(row), run, points, seed)
+        x, y, sums = _responses(work, original, site, product(row))
         basis, reading, shift = _response_map(work, site, x, y, sums, ranks.channels, relu_aware)
         row = [*row[:-1], *channel_factors(*row[-1], basis, reading)]
         constant = shift if site.layer.outlets else None
@@ -166,22 +161,20 @@ def _solved(
     return row, constant
 
 
-def _responses(
-    work: nn.Module, model: nn.Module, site: Site, weight: Tensor, run: DataRun, points: int, seed: int
-) -> tuple[Tensor, Tensor, NormalEquations]:
+def _responses(work: nn.Module, original: Original, site: Site, weight: Tensor) -> tuple[Tensor, Tensor, NormalEquations]:
     """What this weight gives in ``work`` now (x) and what the layer should give (y): the first points of both, and sums of all.
 
     Both are taken behind the layer's batch norm, whose shift is left out, and without a bias.
     """
-    whole = SurgeryRecord.nothing_removed(model)
+    whole = SurgeryRecord.nothing_removed(original.model)
     outputs = len(weight)
     scale, _ = site.affine(dict(named_tensors(work)), outputs)
     sums = NormalEquations(1, outputs, outputs, weight.device)
     held: list[tuple[Tensor, Tensor]] = []
     count = 0
-    for sample in samples(work, model, site, site.weight, run, points, seed):
+    for sample in samples(work, original, site, site.weight):
         x = sample.x.double().flatten(1) @ weight.flatten(1).T
-        y = target(work, model, site, whole, sample) * scale
+        y = target(work, original.model, site, whole, sample) * scale
         sums.add(x.unsqueeze(1), y.unsqueeze(1))
         if count < MOST_POINTS:
             held.append((x, y))
@@ -236,12 +229,10 @@ def _put(work: nn.Module, layer: str, row: Row, bias: Tensor | None, site: Site)
     setattr(work.get_submodule(parent), name, nn.Sequential(*modules).train(old.training))
 
 
-def _refit_last(
-    work: nn.Module, model: nn.Module, layer: str, edits: list[ReplaceEdit], run: DataRun, relu: bool, points: int, seed: int
-) -> None:
+def _refit_last(work: nn.Module, original: Original, layer: str, edits: list[ReplaceEdit], relu: bool) -> None:
     """Least squares for the last layer of a row, on what the row's earlier layers give now."""
-    whole = SurgeryRecord.nothing_removed(model)
+    whole, run = SurgeryRecord.nothing_removed(original.model), original.run
     record = SurgeryRecord(whole.fingerprint, tuple(edits), whole.versions)
     weight = f"{layer}.{len(edits[-1].layers) - 1}.weight"
     site = find_sites(work, run.inputs(to_device(next(iter(run)), work)), run.forward_fn)[weight]
-    refit_layer(work, model, site, record, run, points=points, behind_relu=relu, seed=seed)
+    refit_layer(work, original, site, record, behind_relu=relu)

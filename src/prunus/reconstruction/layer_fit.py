@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from prunus.errors import EvidenceError
 from prunus.graph.labels import named_tensors
-from prunus.importance.evidence import DataRun
 from prunus.reconstruction.behind_relu import MOST_BYTES, ReluProblem, refine
 from prunus.reconstruction.layer_samples import Sample, samples
 from prunus.reconstruction.layer_sites import Site
 from prunus.reconstruction.normal_equations import NormalEquations, Solution
+from prunus.reconstruction.original import Original
 from prunus.surgery import SurgeryRecord
 
 POINTS_PER_IMAGE = 10
@@ -64,18 +64,15 @@ def outputs_kept(record: SurgeryRecord, weight: str) -> Tensor | None:
 @torch.no_grad()
 def refit_layer(
     small: nn.Module,
-    full: nn.Module,
+    original: Original,
     site: Site,
     record: SurgeryRecord,
-    run: DataRun,
     *,
-    points: int = POINTS_PER_IMAGE,
     ridge: float | None = None,
     behind_relu: bool = False,
-    seed: int = 0,
 ) -> LayerFit:
     """`reconstruct` for one layer, in place."""
-    fitting, held = gather(small, full, site, record, run, points, seed)
+    fitting, held = gather(small, original, site, record)
     tensors = dict(named_tensors(small))
     weight = _as_matrix(tensors[site.weight], site)
     bias = tensors[site.bias].double() if site.bias is not None else weight.new_zeros(len(tensors[site.weight]))
@@ -85,7 +82,7 @@ def refit_layer(
     trials = RIDGES if ridge is None else (ridge,)
     found, before, after = _best(fitting, held, now, fixed, importance, trials, forced=ridge is not None)
     if behind_relu and site.relu and before > EXACT:
-        problem, is_held = _held_points(small, full, site, record, run, points, seed)
+        problem, is_held = _held_points(small, original, site, record)
         start = found if found is not None else fitting.plus(held).solve(weight, RIDGES[1], fixed)
         trial = refine(problem.part(~is_held), start, fixed)
         seen = problem.part(is_held)
@@ -116,17 +113,14 @@ def _best(
     scale = total if total > 0 else 1.0
     before = float((importance * held.errors(now.weight, now.intercept)).sum()) / scale
     after, best = before, None
-    for trial in ridges if before > EXACT else ():
-        solution = fitting.solve(now.weight, trial, fixed)
+    for solution in fitting.solutions(now.weight, ridges, fixed) if before > EXACT else ():
         error = float((importance * held.errors(solution.weight, solution.intercept)).sum()) / scale
         if error < after or forced:
             best, after = solution, error
     return None if best is None else fitting.plus(held).solve(now.weight, best.ridge, fixed), before, after
 
 
-def _held_points(
-    small: nn.Module, full: nn.Module, site: Site, record: SurgeryRecord, run: DataRun, points: int, seed: int
-) -> tuple[ReluProblem, Tensor]:
+def _held_points(small: nn.Module, original: Original, site: Site, record: SurgeryRecord) -> tuple[ReluProblem, Tensor]:
     """The first points of the layer, as many as `MOST_BYTES` hold, and which of them are of held-out images."""
     tensors = dict(named_tensors(small))
     weight = _as_matrix(tensors[site.weight], site)
@@ -134,10 +128,10 @@ def _held_points(
     scale, shift = site.affine(tensors, groups * outputs)
     most = max(MOST_BYTES // (8 * groups * inputs), 1)
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for sample in samples(small, full, site, original_of(record, site.weight), run, points, seed):
+    for sample in samples(small, original, site, original_of(record, site.weight)):
         x = sample.x.double().reshape(len(sample.x), groups, inputs)
         offset = shift + (0.0 if sample.shortcut is None else sample.shortcut.double())
-        wanted = (target(small, full, site, record, sample) * scale + offset).clamp_min(0)
+        wanted = (target(small, original.model, site, record, sample) * scale + offset).clamp_min(0)
         is_held = sample.images % HELD_OUT == HELD_OUT - 1
         parts.append((x, wanted, offset.expand_as(wanted), is_held.to(x.device)))
         if sum(len(part[0]) for part in parts) >= most:
@@ -147,17 +141,15 @@ def _held_points(
     return ReluProblem(x, wanted.reshape(shape), offset.reshape(shape), scale.reshape(groups, outputs)), is_held
 
 
-def gather(
-    small: nn.Module, full: nn.Module, site: Site, record: SurgeryRecord, run: DataRun, points: int, seed: int
-) -> tuple[NormalEquations, NormalEquations]:
+def gather(small: nn.Module, original: Original, site: Site, record: SurgeryRecord) -> tuple[NormalEquations, NormalEquations]:
     """Normal equations of the images to fit on and of those held out."""
     weight = dict(named_tensors(small))[site.weight]
     groups = int(site.layer.calls[0].settings.get("groups", 1))
     shape = (groups, weight[0].numel(), len(weight) // groups)
     fitting, held = (NormalEquations(*shape, weight.device) for _ in range(2))
-    for sample in samples(small, full, site, original_of(record, site.weight), run, points, seed):
+    for sample in samples(small, original, site, original_of(record, site.weight)):
         x = sample.x.double().reshape(len(sample.x), groups, shape[1])
-        y = target(small, full, site, record, sample).reshape(len(x), groups, shape[2])
+        y = target(small, original.model, site, record, sample).reshape(len(x), groups, shape[2])
         if not bool(torch.isfinite(x).all() & torch.isfinite(y).all()):
             raise EvidenceError(f"what `{site.weight}` reads or gives isn't finite on a batch: check the data and the weights")
         is_held = (sample.images % HELD_OUT == HELD_OUT - 1).to(x.device)

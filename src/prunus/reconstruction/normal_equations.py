@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -86,26 +87,33 @@ class NormalEquations:
         the data don't tell stays as it is. With ``intercept=None`` it is solved for, too, without a penalty; else it is fixed.
         Without a ridge this is ordinary least squares; where it is ill-conditioned, `FALLBACK_RIDGE` is taken instead.
         """
+        return next(self.solutions(now, (ridge,), intercept))
+
+    def solutions(self, now: Tensor, ridges: Iterable[float], intercept: Tensor | None) -> Iterator[Solution]:
+        """`solve` for each of several ridges: all but the factorisation is done once."""
         xx, xy = self.centred(intercept is None)
         if intercept is not None:
             xy = xy - self.x.unsqueeze(2) * intercept.unsqueeze(1)
-        factor = self._factor(xx, ridge)
-        if factor is None:
-            ridge = max(ridge, FALLBACK_RIDGE)
-            factor = self._factor(xx, ridge)
         residual = xy - xx @ now.mT
-        change = torch.zeros_like(residual) if factor is None else torch.cholesky_solve(residual, factor)
-        weight = now + change.mT
-        if intercept is None:
-            intercept = (self.y - (weight * self.x.unsqueeze(1)).sum(2)) / self.points
-        return Solution(weight, intercept, ridge)
+        for wanted in ridges:
+            ridge, factor = wanted, self._factor(xx, wanted)
+            if factor is None:
+                ridge = max(ridge, FALLBACK_RIDGE)
+                factor = self._factor(xx, ridge)
+            change = torch.zeros_like(residual) if factor is None else torch.cholesky_solve(residual, factor)
+            weight = now + change.mT
+            free = intercept is None
+            constant = (self.y - (weight * self.x.unsqueeze(1)).sum(2)) / self.points if free else intercept
+            yield Solution(weight, constant, ridge)
 
     def _factor(self, xx: Tensor, ridge: float) -> Tensor | None:
         """Cholesky factor of x'x with the ridge on its diagonal, or None where it can't be trusted."""
         diagonal = xx.diagonal(dim1=1, dim2=2)
         mean = diagonal.mean(1)
         scale = torch.where(mean > 0, mean, 1.0)  # a group that reads nothing but zeros learns nothing, whatever its ridge
-        factor, failed = torch.linalg.cholesky_ex(xx + torch.diag_embed((ridge * scale).unsqueeze(1).expand_as(diagonal)))
+        shifted = xx.clone()
+        shifted.diagonal(dim1=1, dim2=2).add_((ridge * scale).unsqueeze(1))
+        factor, failed = torch.linalg.cholesky_ex(shifted)
         if bool(failed.any()):
             return None
         found = factor.diagonal(dim1=1, dim2=2)
