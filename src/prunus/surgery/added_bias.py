@@ -12,8 +12,9 @@ from prunus.errors import UnknownName, UnsupportedNetwork
 from prunus.graph.branches import CONVOLUTIONS
 from prunus.surgery.emptied import EmptiedConvolution
 from prunus.surgery.record import BiasEdit, SurgeryRecord
+from prunus.surgery.selected_inputs import SELECTING
 
-_LAYERS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, EmptiedConvolution)
+_LAYERS: tuple[type[nn.Module], ...] = (*SELECTING.values(), *CONVOLUTIONS, nn.Linear, EmptiedConvolution)
 
 
 def add_bias(model: nn.Module, record: SurgeryRecord, layers: str | Iterable[str]) -> SurgeryRecord:

@@ -59,7 +59,15 @@ class BiasEdit:
     layer: str
 
 
-Edit: TypeAlias = "SliceEdit | AttributeEdit | IndexEdit | BiasEdit | ReplaceEdit"
+@dataclass(frozen=True, eq=False)
+class SelectEdit:
+    """Let the layer at this dotted path read only these channels of its input (int64); its weight is sliced along."""
+
+    layer: str
+    values: Tensor
+
+
+Edit: TypeAlias = "SliceEdit | AttributeEdit | IndexEdit | BiasEdit | SelectEdit | ReplaceEdit"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +108,11 @@ class SurgeryRecord:
     def biases(self) -> tuple[str, ...]:
         """Layers that were given a bias, in order."""
         return tuple(edit.layer for edit in self.edits if isinstance(edit, BiasEdit))
+
+    @property
+    def selections(self) -> dict[str, Tensor]:
+        """Layers that read some channels of their input only -> which."""
+        return {edit.layer: edit.values for edit in self.edits if isinstance(edit, SelectEdit)}
 
     @property
     def replacements(self) -> tuple[ReplaceEdit, ...]:
@@ -144,7 +157,7 @@ class SurgeryRecord:
             if isinstance(edit, AttributeEdit):
                 attributes[edit.module, edit.attribute] = edit
                 continue
-            if isinstance(edit, (IndexEdit, BiasEdit, ReplaceEdit)) or edit.parameter in added:
+            if isinstance(edit, (IndexEdit, BiasEdit, SelectEdit, ReplaceEdit)) or edit.parameter in added:
                 continue
             before = slices.get((edit.parameter, edit.axis))
             if before is not None and len(before.kept) != edit.size:
@@ -155,9 +168,13 @@ class SurgeryRecord:
                 )
             kept, size = (edit.kept, edit.size) if before is None else (before.kept[edit.kept], before.size)
             slices[edit.parameter, edit.axis] = SliceEdit(edit.parameter, edit.axis, kept, size)
-        indices = [IndexEdit(name, values) for name, values in (self.indices | later.indices).items()]
+        # a selection that this surgery makes has no buffer yet when indices are replayed: it is made with the later ones
+        selections = {layer: later.indices.get(f"{layer}.selected", values) for layer, values in self.selections.items()}
+        selects = [SelectEdit(layer, values) for layer, values in (selections | later.selections).items()]
+        made = {f"{edit.layer}.selected" for edit in selects}
+        indices = [IndexEdit(name, values) for name, values in (self.indices | later.indices).items() if name not in made]
         biases = [BiasEdit(layer) for layer in dict.fromkeys((*self.biases, *later.biases))]
-        return (*self.replacements, *slices.values(), *attributes.values(), *indices, *biases)
+        return (*self.replacements, *slices.values(), *attributes.values(), *indices, *biases, *selects)
 
     @classmethod
     def nothing_removed(cls, model: nn.Module) -> SurgeryRecord:
@@ -174,6 +191,8 @@ class SurgeryRecord:
                 edits.append({"index": e.buffer, "values": e.values.tolist()})
             elif isinstance(e, BiasEdit):
                 edits.append({"bias": e.layer})
+            elif isinstance(e, SelectEdit):
+                edits.append({"select": e.layer, "values": e.values.tolist()})
             elif isinstance(e, ReplaceEdit):
                 edits.append(to_tree(e))
             else:
@@ -207,10 +226,9 @@ def _read_edit(item: Mapping[str, Any]) -> Edit:
             raise ValueError(f"indices of {str(item['slice'])!r} are not ascending within 0..{size - 1}")
         return SliceEdit(str(item["slice"]), axis, torch.tensor(kept, dtype=torch.int64), size)
     if "index" in item:
-        values = cast("list[Any]", item["values"])
-        if not (values and all(type(n) is int and 0 <= n < _MOST_INDICES for n in values)):
-            raise ValueError(f"channel numbers of {str(item['index'])!r} are malformed")
-        return IndexEdit(str(item["index"]), torch.tensor(values, dtype=torch.int64))
+        return IndexEdit(str(item["index"]), _read_numbers(item, "index"))
+    if "select" in item:
+        return SelectEdit(str(item["select"]), _read_numbers(item, "select"))
     if "bias" in item:
         return BiasEdit(str(item["bias"]))
     if "replace" in item:
@@ -222,6 +240,13 @@ def _read_edit(item: Mapping[str, Any]) -> Edit:
         raise ValueError(f"attribute {str(item['attribute'])!r} has the value {str(value)[:80]!r}")
     new = tuple(numbers) if isinstance(value, list) else numbers[0]
     return AttributeEdit(str(item["module"]), str(item["attribute"]), new, item.get("repaired") is True)
+
+
+def _read_numbers(item: Mapping[str, Any], what: str) -> Tensor:
+    values = cast("list[Any]", item["values"])
+    if not (values and all(type(n) is int and 0 <= n < _MOST_INDICES for n in values)):
+        raise ValueError(f"channel numbers of {str(item[what])!r} are malformed")
+    return torch.tensor(values, dtype=torch.int64)
 
 
 def current_versions() -> dict[str, str]:

@@ -14,9 +14,10 @@ from prunus.graph.build import fingerprint
 from prunus.graph.labels import named_tensors
 from prunus.surgery.added_bias import give_bias, why_no_bias
 from prunus.surgery.emptied import replace_emptied
-from prunus.surgery.record import AttributeEdit, BiasEdit, IndexEdit, SliceEdit, SurgeryRecord, current_versions
+from prunus.surgery.record import AttributeEdit, BiasEdit, IndexEdit, SelectEdit, SliceEdit, SurgeryRecord, current_versions
 from prunus.surgery.repair import attribute_edits, fits, index_edits, set_attribute
 from prunus.surgery.replaced import ReplaceEdit, replace_layers, why_not_replaceable
+from prunus.surgery.selected_inputs import give_selection, why_not_selecting
 from prunus.types import ChannelGraph, PruningPlan
 
 
@@ -129,6 +130,13 @@ def _misfit(model: nn.Module, record: SurgeryRecord) -> str | None:
                 return f"it gives the layer `{edit.layer}` a bias, and there is none of that name"
             if (why := why_no_bias(modules[edit.layer])) is not None:
                 return f"it gives the layer `{edit.layer}` a bias, but {why}"
+        elif isinstance(edit, SelectEdit):
+            if edit.layer not in modules:
+                return f"it selects the inputs of the layer `{edit.layer}`, and there is none of that name"
+            if (why := why_not_selecting(modules[edit.layer])) is not None:
+                return f"it selects the inputs of `{edit.layer}`, but {why}"
+            if len(edit.values) != len(record.kept.get(f"{edit.layer}.weight", {}).get(1, ())):
+                return f"it selects {len(edit.values)} inputs of `{edit.layer}`, whose weight isn't cut to as many"
         elif isinstance(edit, ReplaceEdit):
             continue
         elif edit.parameter not in shapes:
@@ -157,6 +165,8 @@ def _rebuild(
             set_attribute(module, attribute, value)
     for layer in record.biases:
         give_bias(small.get_submodule(layer))
+    for layer, values in record.selections.items():
+        give_selection(small.get_submodule(layer), values)
     replace_emptied(small)
     if optimizer is not None:
         _move_optimizer(optimizer, model, moved, kept)
