@@ -69,7 +69,9 @@ class Gates(TorchFunctionMode):
     def _gated(self, x: Tensor, index: Tensor, channels_first: bool) -> Tensor:
         assert self._joined is not None
         width = x.shape[1] if channels_first else x.shape[-1]
-        gate = self._joined[..., index.to(x.device).repeat(width // len(index))]
+        if width != len(index):  # grouped convolutions read the same index of their weight in every group
+            index = index.repeat(width // len(index))
+        gate = self._joined.index_select(-1, index.to(x.device))
         if channels_first:
             return x * gate.reshape(*gate.shape[:-1] if gate.ndim > 1 else (1,), width, *[1] * (x.ndim - 2))
         return x * (gate if gate.ndim == 1 else gate.reshape(gate.shape[0], *[1] * (x.ndim - 2), width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class GradualTaylor(BaseMethod):
         self.sums = {name: torch.zeros(g.num_channels) for name, g in self.groups.items()}
         self.scores: dict[str, Tensor] = {}
         self.steps_seen = 0
-        self.removed = {name: torch.zeros(g.num_channels, dtype=torch.bool) for name, g in self.groups.items()}
+        self._remember({name: torch.zeros(g.num_channels, dtype=torch.bool) for name, g in self.groups.items()})
 
     def before_step(self, step: int, lr: float) -> None:
         """Silence the next channels where it is time."""
@@ -98,23 +98,25 @@ class GradualTaylor(BaseMethod):
         else:
             share = min((self.step - start) / max(self.until * self.steps - start, 1), 1.0)
             keep = weakest(self.graph, self.strengths(), self.task.budget, share=share)
-        self.removed = {name: mask | ~keep[name] for name, mask in self.removed.items()}
+        self._remember({name: mask | ~keep[name] for name, mask in self.removed.items()})
         self._silence()
 
-    @torch.no_grad()
-    def _silence(self) -> None:
-        for weight, axis, gone in self._reads_of_removed():
-            weight.index_fill_(axis, gone, 0)
+    def _remember(self, removed: dict[str, Tensor]) -> None:
+        self.removed = removed
+        self._silent = list(self._reads_of_removed())
 
-    def _reads_of_removed(self) -> list[tuple[Tensor, int, Tensor]]:
+    def _reads_of_removed(self) -> Iterator[tuple[Tensor, int, Tensor]]:
         """Every reading weight with its axis and the positions there that removed channels have."""
-        found: list[tuple[Tensor, int, Tensor]] = []
         for name, mask in self.removed.items():
             if bool(mask.any()):
                 for member in self.groups[name].with_role("reads"):
                     weight = self.tensors[member.parameter_axis.parameter]
-                    found.append((weight, member.parameter_axis.axis, member.positions[mask].reshape(-1).to(weight.device)))
-        return found
+                    yield weight, member.parameter_axis.axis, member.positions[mask].reshape(-1).to(weight.device)
+
+    @torch.no_grad()
+    def _silence(self) -> None:
+        for weight, axis, gone in self._silent:
+            weight.index_fill_(axis, gone, 0)
 
     @torch.no_grad()
     def after_backward(self) -> None:
@@ -124,7 +126,7 @@ class GradualTaylor(BaseMethod):
             if gradient is not None:
                 self.sums[name] = self.sums[name].to(gradient.device) + gradient.square()
         self.steps_seen += 1
-        for weight, axis, gone in self._reads_of_removed():
+        for weight, axis, gone in self._silent:
             if weight.grad is not None:
                 weight.grad.index_fill_(axis, gone, 0)
         if self.group_lasso:
@@ -147,7 +149,7 @@ class GradualTaylor(BaseMethod):
                 if weight.grad is None or weight.ndim < 2:
                     continue
                 norms = torch.linalg.vector_norm(weight, dim=[i for i in range(weight.ndim) if i != axis], keepdim=True)
-                weight.grad.add_(weight / norms.clamp_min(torch.finfo(weight.dtype).tiny), alpha=self.group_lasso)
+                weight.grad.addcdiv_(weight, norms.clamp_min_(torch.finfo(weight.dtype).tiny), value=self.group_lasso)
 
     def after_step(self) -> None:
         """Momentum and weight decay must not wake what is silent."""
@@ -193,4 +195,4 @@ class GradualTaylor(BaseMethod):
         """Take them up again."""
         self.sums, self.scores = dict(state["sums"]), dict(state["scores"])
         self.steps_seen = state["steps"]
-        self.removed = {name: mask.bool() for name, mask in state["removed"].items()}
+        self._remember({name: mask.bool() for name, mask in state["removed"].items()})
