@@ -9,9 +9,18 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+_LONGEST = 4_000
+
 
 class PrunusError(Exception):
     """Base class: catch this to catch every error that Prunus raises on purpose."""
+
+    def __init__(self, message: str = "") -> None:
+        """A message of a reasonable length: names that come from a file can be of any."""
+        if len(message) > _LONGEST:
+            half = _LONGEST // 2
+            message = f"{message[:half]} [...] {message[-half:]}"
+        super().__init__(message)
 
 
 class UnknownName(PrunusError):

@@ -9,21 +9,31 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel
 
 from prunus.errors import RecipeError, UnknownName
+from prunus.files import DamagedFile, read_bounded
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 
+_MOST_BYTES = 2**20
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The file as a nested dict; `RecipeError` if it is missing or isn't TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _parse(read_bounded(path, _MOST_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe at {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise RecipeError(f"{path} can't be read as TOML: {error}") from None
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise DamagedFile("it is nested too deeply") from None
 
 
 def problem(error: dict[str, Any], recipe: type[BaseModel]) -> str:
@@ -46,8 +56,8 @@ def override(tree: dict[str, Any], item: str) -> None:
     if not sep or not dotted.strip():
         raise RecipeError(f"can't read --set {item!r}: write section.field=value, e.g. --set prune.criterion=l1")
     try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = _parse(f"value = {raw}")["value"]
+    except ValueError:
         value = raw
     *parents, leaf = dotted.strip().split(".")
     node = tree

@@ -20,6 +20,7 @@ from prunus.export.runtimes import Latency
 from prunus.laboratory import latency as module
 from prunus.laboratory.latency import bound, machine_peaks, profile_latency
 from prunus.report.latency import curves_figure, render_latency, roofline_figure
+from report.hostile import texts_that_stayed_text
 
 
 class Machine:
@@ -76,6 +77,7 @@ def test_figures_and_page(profile: dict[str, Any]) -> None:
     assert (len(arithmetic["x"]), len(memory["x"]), len(neither["x"])) == (2, 1, 0)
     text = render_latency(profile)
     assert "Latency of &lt;mine&gt;" in text and "2.00 ms on eager, 1 thread, batch 1" in text
+    assert texts_that_stayed_text(render_latency, profile) > 30
     assert "bound by" in text and "memory: what is read and written" in text
 
 

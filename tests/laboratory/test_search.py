@@ -19,6 +19,7 @@ from prunus.laboratory import search as laboratory
 from prunus.laboratory.search import SearchSettings, search_network
 from prunus.reconstruction import recalibrate
 from prunus.report.search import render_search
+from report.hostile import texts_that_stayed_text
 
 pytest.importorskip("optuna")
 pytest.importorskip("plotly")
@@ -131,5 +132,6 @@ def test_the_page_tells_the_trials(tmp_path: Path) -> None:
     for name, number in result["chosen"]["kept"].items():
         cells = [f'<td class="number">{value}</td>' for value in (result["widths"][name], number)]
         assert f'<th scope="row">{name}</th>{"".join(cells)}' in page
+    assert texts_that_stayed_text(render_search, result) > 60
     with pytest.raises(prunus.ExportError, match="the search can't be shown: KeyError 'chosen'"):
         render_search({name: value for name, value in result.items() if name != "chosen"})

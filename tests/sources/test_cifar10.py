@@ -100,6 +100,14 @@ def test_foreign_files_are_never_unpickled(tmp_path: Path, name: str) -> None:
         load_data(f"cifar10:{tmp_path}")
 
 
+def test_even_a_file_with_the_published_sum_builds_nothing_but_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trap = pickle.dumps({"data": PIXELS[:20], "labels": _Trap()})
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", hashlib.md5(trap).hexdigest()]])
+    place(tmp_path, test_batch=trap)
+    with pytest.raises(DataError, match=r"a file of CIFAR-10 asks for _pytest\.outcomes\.\S+"):
+        load_data(f"cifar10:{tmp_path}")
+
+
 def packed(path: Path) -> str:
     """The archive as it is published; returns its MD5 sum."""
     with tarfile.open(path, "w:gz") as archive:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from prunus.allocation.ranking import finish, levels_at, on_one_scale, uniform
 from prunus.allocation.trials import SAMPLERS, Outcome, Trial, Trials, run_trials
 from prunus.allocation.widths import Widths
 from prunus.errors import ArtifactError, BudgetNotMet, EvidenceError, InvalidBudget, PrunusWarning, UnknownName
+from prunus.files import read_json_file
 from prunus.types import Budget, ChannelGraph, PruningPlan, Scores
 
 LOWEST = 0.2
@@ -204,10 +204,12 @@ def chosen(space: SearchSpace, trials: Sequence[Trial], about: Mapping[str, Any]
 
 def _of_result(graph: ChannelGraph, scores: Scores, budget: Budget, path: Path) -> PruningPlan:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json_file(path)
         criterion, widths = str(tree["criterion"]), {name: int(width) for name, width in tree["widths"].items()}
-        trials = [Trial(**trial) for trial in tree["trials"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        trials = [Trial.from_json(trial) for trial in tree["trials"]]
+        if any(trial.kept.keys() != widths.keys() for trial in trials):
+            raise ValueError("a trial doesn't say what is kept of every group")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ArtifactError(
             f"can't read the result of a search from {path} ({type(error).__name__}: {error}): give the search.json that "
             "`prunus search` wrote"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ import torch
 
 from prunus.allocation.widths import GroupWidths, allowed_widths
 from prunus.errors import ArtifactError, EvidenceError, InvalidBudget, NothingPruned, UnknownName
+from prunus.files import read_json_file
 from prunus.types import Budget, ChannelGraph, PruningPlan, Scores
 
 Evaluate: TypeAlias = Callable[[PruningPlan], float]
@@ -192,8 +192,8 @@ def read_points(points: Points) -> tuple[tuple[SensitivityPoint, ...], str | Non
     criterion = None
     if isinstance(points, str | Path):
         try:
-            tree = json.loads(Path(points).read_text(encoding="utf-8"))
-            points, criterion = tree["points"], str(tree["criterion"])
+            tree = read_json_file(Path(points))
+            points, criterion = list(tree["points"]), str(tree["criterion"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(
                 f"can't read the points of a scan from {points} ({type(error).__name__}: {error}): "
@@ -206,8 +206,12 @@ def _read(point: Any) -> SensitivityPoint:
     if isinstance(point, SensitivityPoint):
         return point
     try:
-        return SensitivityPoint(str(point["group"]), int(point["channels"]), int(point["removed"]), float(point["accuracy"]))
-    except (KeyError, TypeError, ValueError) as error:
+        read = SensitivityPoint(str(point["group"]), int(point["channels"]), int(point["removed"]), float(point["accuracy"]))
+        if not (0 <= read.removed <= read.channels and math.isfinite(read.accuracy)):
+            raise ValueError("numbers out of range")
+        return read
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise EvidenceError(
-            f"{point!r} is no point of a scan ({type(error).__name__}: {error}): it has group, channels, removed and accuracy"
+            f"{str(point)[:200]} is no point of a scan ({type(error).__name__}: {error}): it has group, channels, removed and "
+            "accuracy"
         ) from None

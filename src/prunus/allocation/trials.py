@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.errors import ArtifactError, EvidenceError
+from prunus.errors import ArtifactError, EvidenceError, PrunusError
 
 SAMPLERS = ("tpe", "cma", "random", "nsga2")
 STUDY = "prunus search"
@@ -41,6 +41,26 @@ class Trial:
     def to_json(self) -> dict[str, Any]:
         """All fields, as plain values."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Trial:
+        """Read what `to_json` made; `ValueError`, `KeyError` or `TypeError` where it is malformed."""
+        fractions = {str(name): _finite(value) for name, value in dict(tree["fractions"]).items()}
+        kept = {str(name): _count(value) for name, value in dict(tree["kept"]).items()}
+        figures = (_finite(tree[name]) for name in ("accuracy", "cost", "seconds"))
+        return cls(_count(tree["number"]), fractions, kept, *figures)
+
+
+def _finite(value: Any) -> float:
+    if type(value) not in (int, float) or abs(value) > 1e300 or value != value:  # json writes nan, and integers without end
+        raise ValueError(f"{str(value)[:40]!r} is no finite number")
+    return float(value)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise ValueError(f"{str(value)[:40]!r} is no count")
+    return value
 
 
 @dataclass(frozen=True)
@@ -91,8 +111,9 @@ def run_trials(work: Trials, storage: str | None, trials: int, *, worker: int = 
 def stored_trials(storage: str) -> tuple[Trial, ...]:
     """The finished trials of a storage, by number."""
     optuna = _optuna()
-    with _quietly(optuna):
-        return _finished(optuna, optuna.load_study(study_name=STUDY, storage=_storage(optuna, storage)))
+    opened = _storage(optuna, storage)
+    with _quietly(optuna), _readable(storage):
+        return _finished(optuna, optuna.load_study(study_name=STUDY, storage=opened))
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
@@ -144,20 +165,33 @@ def _quietly(optuna: Any) -> Generator[None, None, None]:
         optuna.logging.set_verbosity(before)
 
 
-def _storage(optuna: Any, storage: str) -> Any:
+@contextmanager
+def _readable(storage: str | None) -> Generator[None, None, None]:
+    """`ArtifactError` for whatever a storage makes Optuna raise."""
     try:
+        yield
+    except PrunusError:
+        raise
+    except Exception as error:  # SQLAlchemy's, the database driver's, the file system's, or damaged lines of a journal
+        raise ArtifactError(
+            f"can't open the storage {storage} of the search: {type(error).__name__}: {error}. Take a copy that is whole, or "
+            "search anew in another folder"
+        ) from error
+
+
+def _storage(optuna: Any, storage: str) -> Any:
+    with _readable(storage):
         if "://" in storage:
             return optuna.storages.get_storage(storage)
         backend = optuna.storages.journal.JournalFileBackend(storage)
         return optuna.storages.JournalStorage(backend)
-    except Exception as error:  # SQLAlchemy's, the database driver's, the file system's
-        raise ArtifactError(f"can't open the storage {storage} of the search: {type(error).__name__}: {error}") from error
 
 
 def _open(optuna: Any, work: Trials, storage: str | None) -> Any:
     directions = ["maximize", "minimize"] if work.sampler == "nsga2" else ["maximize"]
     opened = None if storage is None else _storage(optuna, storage)
-    study = optuna.create_study(study_name=STUDY, storage=opened, directions=directions, load_if_exists=True)
+    with _readable(storage):
+        study = optuna.create_study(study_name=STUDY, storage=opened, directions=directions, load_if_exists=True)
     about = {"names": list(work.names), "bounds": list(work.bounds), "sampler": work.sampler}
     stored = study.user_attrs.get("about")
     if stored is None:
@@ -221,6 +255,6 @@ def _carry_out(optuna: Any, study: Any, trial: Any, work: Trials) -> None:
 def _finished(optuna: Any, study: Any) -> tuple[Trial, ...]:
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     return tuple(
-        Trial(t.number, dict(t.params), **t.user_attrs, seconds=t.duration.total_seconds())
+        Trial.from_json({**t.user_attrs, "number": t.number, "fractions": t.params, "seconds": t.duration.total_seconds()})
         for t in sorted(complete, key=lambda t: t.number)
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from prunus.errors import ArtifactError
-from prunus.files import write_atomically
+from prunus.files import read_json_file, write_atomically
 
 FORMAT = 1
 
@@ -59,11 +60,12 @@ class TimeCache:
 
     def _read(self) -> dict[str, float]:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = read_json_file(self.path)
             found = cast("dict[str, Any]", content["ms"]) if content["about"] == self.about else {}
-            return {str(key): float(ms) for key, ms in found.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            known = {str(key): float(ms) for key, ms in found.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return {}
+        return {key: ms for key, ms in known.items() if math.isfinite(ms) and ms >= 0}
 
 
 def _key(shape: str, reads: int, writes: int) -> str:

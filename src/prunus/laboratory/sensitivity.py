@@ -22,7 +22,7 @@ from prunus.allocation.sensitivity import (
 from prunus.laboratory.bench import Bench, BenchSettings, check_subject
 from prunus.laboratory.settings import Subject
 from prunus.pipeline.result import environment
-from prunus.pipeline.stages import Stages, read_json, write_json
+from prunus.pipeline.stages import Stages, read_json, write_checked, write_json
 from prunus.report.sensitivity import write_sensitivity
 from prunus.training import evaluate
 from prunus.types import ChannelGraph, PruningPlan, Scores
@@ -95,7 +95,7 @@ class _Scan(Bench):
     def _keep(self, point: SensitivityPoint) -> None:
         names = [group.name for group in self.graph.groups]
         name = "whole" if point.group == WHOLE else f"{names.index(point.group):04d}-{point.removed:05d}"
-        write_json(self.stages.file(f"point-{name}.json"), point.to_json())
+        write_checked(self.stages.file(f"point-{name}.json"), point.to_json())
 
     # -- one point
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from prunus.errors import ArtifactError, PrunusWarning, RecipeError
-from prunus.files import write_atomically
+from prunus.files import DamagedFile, read_json_file, sealed, unsealed, write_atomically
 
 _RECIPE = "recipe.json"
 
@@ -37,7 +37,7 @@ class Stages:
         except OSError as error:
             raise ArtifactError(f"can't make the folder {folder}: {error.strerror or error}") from error
         if not stored.exists() or read_json(stored) != recipe:  # several processes may share a folder
-            write_json(stored, recipe)
+            write_checked(stored, recipe)
 
     def file(self, name: str) -> Path:
         """Path of a file that stages leave for one another."""
@@ -66,16 +66,21 @@ class Stages:
         for warning in caught:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         result["warnings"] = [str(w.message) for w in caught if issubclass(w.category, PrunusWarning)]
-        write_json(path, result)
+        write_checked(path, result)
         return result
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote; `ArtifactError` if it is damaged."""
+    """Read what `write_checked` wrote; `ArtifactError` if it is damaged, or was changed since."""
     try:
-        return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        return unsealed(read_json_file(path))
+    except (OSError, DamagedFile) as error:
         raise ArtifactError(f"{path} is damaged ({error}): delete it to repeat its stage, or start in another folder") from None
+
+
+def write_checked(path: Path, tree: dict[str, Any]) -> None:
+    """Write JSON with a checksum in it, for `read_json`; `ArtifactError` if it can't be."""
+    write_json(path, sealed(tree))
 
 
 def write_json(path: Path, tree: Any) -> None:

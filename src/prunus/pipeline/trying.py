@@ -17,7 +17,7 @@ from prunus.allocation import allocate
 from prunus.graph.labels import named_tensors
 from prunus.importance import score
 from prunus.pipeline.images import evaluation_images
-from prunus.pipeline.stages import read_json, write_json
+from prunus.pipeline.stages import read_json, write_checked
 from prunus.pipeline.trainer import Trainer
 from prunus.reconstruction import recalibrate
 from prunus.sources import make_loader
@@ -98,7 +98,7 @@ class Judge:
             forward_fn=functions.forward_fn,
             description=f"plan {self.tried}",
         )
-        write_json(path, {"accuracy": found.accuracy, "images": found.count})
+        write_checked(path, {"accuracy": found.accuracy, "images": found.count})
         return found.accuracy
 
     def about(self) -> dict[str, Any]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 from prunus.errors import DataError
+from prunus.files import DamagedFile, read_bounded
+
+MOST_BYTES = 2**28
+"""Of one file: images are far smaller, and what a .zip unfolds to can be of any size."""
 
 
 class UnreadableFile(DataError):
@@ -23,18 +26,23 @@ class Folder:
         self.path = path
 
     def names(self) -> list[str]:
-        """Every file, sorted."""
-        return sorted(
-            (Path(folder) / file).relative_to(self.path).as_posix()
-            for folder, _, files in os.walk(self.path, followlinks=True)
-            for file in files
-        )
+        """Every file, sorted. A folder that links lead to several times is gone through once: links may go round in circles."""
+        found: list[str] = []
+        seen: set[tuple[int, int]] = set()
+        for folder, inner, files in os.walk(self.path, followlinks=True):
+            about = os.stat(folder)
+            if (about.st_dev, about.st_ino) in seen:
+                inner.clear()
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            found += ((Path(folder) / file).relative_to(self.path).as_posix() for file in files)
+        return sorted(found)
 
     def read(self, name: str) -> bytes:
         """The contents of one file."""
         try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
+            return read_bounded(self.path / name, MOST_BYTES)
+        except (OSError, DamagedFile) as error:
             raise UnreadableFile(f"{self.path / name} can't be read: {error}") from error
 
 
@@ -55,8 +63,10 @@ class Zip:
         with self._lock:
             handle = self._open()
             try:
+                if handle.getinfo(name).file_size > MOST_BYTES:
+                    raise DamagedFile(f"it has more than {MOST_BYTES} bytes")
                 return handle.read(name)
-            except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+            except Exception as error:  # zipfile and the decompressors fail in many ways on damaged files
                 raise UnreadableFile(f"{name} in {self.path} can't be read: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,7 +85,7 @@ class Zip:
         if self._handle is None or self._process != os.getpid():
             try:
                 self._handle, self._process = zipfile.ZipFile(self.path), os.getpid()
-            except (zipfile.BadZipFile, OSError) as error:
+            except Exception as error:  # whatever a damaged directory makes zipfile raise
                 raise DataError(f"{self.path} is not a whole .zip file ({error}): fetch or write it again") from error
         return self._handle
 

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.errors import DataError
+from prunus.files import DamagedFile, read_bounded
 from prunus.sources.bundle import Splits
 from prunus.sources.image_arrays import StoredArrays
 
 _UNSIGNED_BYTE = 8  # idx's code of the element type
+_MOST_BYTES = 2**28  # five times MNIST
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     Raises:
         DataError: the file can't be read, isn't idx, holds something else, or isn't as long as it says.
     """
-    content = _contents(path)
     magic, start = bytes([0, 0, _UNSIGNED_BYTE, dimensions]), 4 + 4 * dimensions
+    content = _contents(path)
     if content[:4] != magic or len(content) < start:
         raise DataError(
             f"{path} is no idx file of bytes in {dimensions} dimension{'s' if dimensions > 1 else ''}: it begins with "
@@ -112,8 +114,14 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _contents(path: Path) -> bytes:
+    """The file, unpacked. A small .gz can unfold to any size, so that is bounded."""
     try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
+        if path.suffix != ".gz":
+            return read_bounded(path, _MOST_BYTES)
+        with gzip.open(path) as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise DamagedFile(f"it unfolds to more than {_MOST_BYTES} bytes")
+        return content
+    except (OSError, EOFError, zlib.error, DamagedFile) as error:
         raise DataError(f"{path} can't be read ({type(error).__name__}: {error}): fetch it again") from error

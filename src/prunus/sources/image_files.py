@@ -10,10 +10,13 @@ from typing import Any
 from PIL import Image
 
 from prunus.errors import DataError
+from prunus.files import DamagedFile
 from prunus.sources.archive import Folder, UnreadableFile, Zip
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 _SIZES_LOOKED_AT = 100
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # pillow knows others, some of which start programs
+_MOST_PIXELS = 2**25  # a file of a few bytes can announce any size
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +78,10 @@ def decode(archive: Folder | Zip, name: str) -> Image.Image:
 def _open(archive: Folder | Zip, name: str) -> Image.Image:
     data = archive.read(name)
     try:
-        return Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if image.width * image.height > _MOST_PIXELS:
+            raise DamagedFile(f"{image.width} x {image.height} pixels, more than {_MOST_PIXELS} in all")
+        return image
     except Exception as error:  # decoders fail in many ways on damaged files
         raise _damaged(archive, name, error) from error
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prunus.errors import ArtifactError
+from prunus.files import DamagedFile
+from prunus.tensor_files import read_tensors
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 _NESTS = ("state_dict", "model")
@@ -96,22 +97,35 @@ def _read(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
+            return read_tensors(path)[0]
+        except (OSError, DamagedFile) as error:
             raise ArtifactError(f"{path} is not a whole safetensors file ({error}): fetch or write it again") from error
     if suffix not in _TORCH_SUFFIXES:
         advice = "; a .prunus file goes through prunus.load" if suffix == ".prunus" else ""
         raise ArtifactError(f"can't read weights from {path}: it must be .safetensors or {', '.join(_TORCH_SUFFIXES)}{advice}")
     try:
+        _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ArtifactError(
             f"{path} holds more than tensors, or is no PyTorch file: it was not opened, since its pickle could run any code. "
             f"If you trust it, save only its weights, torch.save(model.state_dict(), ...), or as .safetensors, and name that file"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # PyTorch's reader fails in many ways on damaged files
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ArtifactError(f"{path} is damaged or no PyTorch file ({reason}): fetch or write it again") from error
+
+
+def _check_archive(path: Path) -> None:
+    """`torch.save` stores tensors as they are: an archive that holds more than its own size was made to fill the memory."""
+    if not path.is_file():
+        raise DamagedFile("it is no regular file")
+    if not zipfile.is_zipfile(path):
+        return  # of the oldest format, which is no archive
+    with zipfile.ZipFile(path) as archive:
+        held = sum(member.file_size for member in archive.infolist())
+    if held > path.stat().st_size:
+        raise DamagedFile(f"its {path.stat().st_size} bytes unfold to {held}")
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from prunus.errors import ArtifactError
-from prunus.files import write_atomically
+from prunus.files import DamagedFile, write_atomically
 from prunus.graph.labels import named_tensors
 from prunus.surgery.record import SurgeryRecord
 from prunus.surgery.remove import apply_record
+from prunus.tensor_files import read_tensors, tensor_bytes
 
 _KEY = "prunus.record"
 
@@ -25,9 +25,8 @@ def save(model: nn.Module, record: SurgeryRecord, path: str | os.PathLike[str]) 
     Raises:
         ArtifactError: the folder doesn't exist, the disk is full, ...
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _persistent(model).items()}
     try:
-        write_atomically(Path(path), serialise(tensors, {_KEY: record.to_json()}))
+        write_atomically(Path(path), tensor_bytes(_persistent(model), _KEY, json.loads(record.to_json())))
     except OSError as error:
         raise ArtifactError(f"can't write {path}: {error.strerror or error}; a file that was there before is intact") from error
 
@@ -36,7 +35,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Read what `save` wrote into a new network; ``model`` is a fresh full-size one of the same architecture and stays untouched.
 
     Raises:
-        ArtifactError: no such file, truncated, not made by Prunus, or of another architecture.
+        ArtifactError: no such file, truncated, changed since it was written, not made by Prunus, or of another architecture.
     """
     tensors, record = _read(Path(path))
     small = apply_record(model, record)
@@ -72,14 +71,11 @@ def _persistent(model: nn.Module) -> dict[str, Tensor]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], SurgeryRecord]:
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            if text is None:
-                raise ArtifactError(
-                    f"{path} is a safetensors file but not one that prunus.save wrote: it holds no surgery record"
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}, SurgeryRecord.from_json(text)  # noqa: SIM118
+        tensors, tree = read_tensors(path, _KEY)
     except FileNotFoundError:
         raise ArtifactError(f"there is no file {path}") from None
-    except (SafetensorError, OSError) as error:
+    except (DamagedFile, OSError) as error:
         raise ArtifactError(f"{path} can't be read: it is truncated or not a file that prunus.save wrote ({error})") from None
+    if tree is None:
+        raise ArtifactError(f"{path} is a safetensors file but not one that prunus.save wrote: it holds no surgery record")
+    return tensors, SurgeryRecord.from_tree(tree)

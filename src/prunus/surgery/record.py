@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ArtifactError
+from prunus.files import DamagedFile, parse_json
 from prunus.graph.build import fingerprint
 from prunus.surgery.replaced import ReplaceEdit, from_tree, to_tree
 
@@ -208,7 +209,14 @@ class SurgeryRecord:
             ArtifactError: not JSON, or not the record's form.
         """
         try:
-            tree = json.loads(text)
+            return cls.from_tree(parse_json(text))
+        except DamagedFile as error:
+            raise ArtifactError(f"this isn't a surgery record: {error}") from None
+
+    @classmethod
+    def from_tree(cls, tree: Any) -> SurgeryRecord:
+        """Read what `to_json` wrote, once it is parsed; raises like `from_json`."""
+        try:
             edits = tuple(_read_edit(item) for item in tree["edits"])
             versions = {str(k): str(v) for k, v in tree["versions"].items()}
             return cls(str(tree["fingerprint"]), edits, versions)

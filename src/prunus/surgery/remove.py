@@ -94,6 +94,15 @@ def apply_record(model: nn.Module, record: SurgeryRecord) -> nn.Module:
     Raises:
         ArtifactError: the architecture is another one.
     """
+    try:
+        return _replay(model, record)
+    except ArtifactError:
+        raise
+    except Exception as error:  # a record that somebody made up can go wrong anywhere in a network's own code
+        raise ArtifactError(f"the record can't be carried out on this network: {type(error).__name__}: {error}") from error
+
+
+def _replay(model: nn.Module, record: SurgeryRecord) -> nn.Module:
     first, *later = record.stages()
     problem = _misfit(model, first)
     if problem is None and fingerprint(model) != record.fingerprint:
@@ -116,6 +125,7 @@ def _misfit(model: nn.Module, record: SurgeryRecord) -> str | None:
     """The first edit that this network can't take, in words."""
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
     modules = dict(model.named_modules(remove_duplicate=False))
+    sliced: set[tuple[str, int]] = set()
     for edit in record.edits:
         if isinstance(edit, AttributeEdit):
             old = getattr(modules.get(edit.module), edit.attribute, None)
@@ -143,6 +153,10 @@ def _misfit(model: nn.Module, record: SurgeryRecord) -> str | None:
             return f"this network has no `{edit.parameter}`"
         elif edit.axis >= len(shapes[edit.parameter]) or shapes[edit.parameter][edit.axis] != edit.size:
             return f"`{edit.parameter}` should have {edit.size} entries on axis {edit.axis}, here it is {shapes[edit.parameter]}"
+        elif (edit.parameter, edit.axis) in sliced:
+            return f"it slices axis {edit.axis} of `{edit.parameter}` twice"
+        else:
+            sliced.add((edit.parameter, edit.axis))
     return None
 
 

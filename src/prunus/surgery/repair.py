@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from prunus.types import ChannelGraph, HeldWidth, PruningPlan
 
 Shape = tuple[int, ...]
 Value: TypeAlias = "int | tuple[int, ...]"
+_LARGEST = 2**20
 
 
 def attribute_edits(
@@ -80,8 +81,15 @@ def set_attribute(module: nn.Module, attribute: str, value: Value) -> None:
 def fits(old: Any, value: Value) -> bool:
     """Whether an attribute that is ``old`` may be replaced by ``value``."""
     if isinstance(value, tuple):
-        return isinstance(old, (list, tuple)) and len(old) == len(value)  # pyright: ignore[reportUnknownArgumentType]
-    return type(old) is int
+        if not isinstance(old, (list, tuple)) or len(cast("Sequence[Any]", old)) != len(value):
+            return False
+        return all(_sane(before, now) for before, now in zip(cast("Sequence[Any]", old), value, strict=True))
+    return type(old) is int and _sane(old, value)
+
+
+def _sane(old: Any, new: int) -> bool:
+    """Widths shrink; one that grows beyond any network's comes from a damaged or hostile file, and memory would follow it."""
+    return new <= _LARGEST or (type(old) is int and new <= old)
 
 
 _AttributeRule: TypeAlias = "Callable[[Any, Mapping[str, Shape], int | None], dict[str, Value]]"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 Kind: TypeAlias = Literal["conv1d", "conv2d", "conv3d"]
 _CONVOLUTIONS: dict[str, type[nn.Module]] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 _MOST_WEIGHTS = 2**31  # a file that asks for more is damaged or hostile
+_MOST_GROWTH = 16  # likewise: layers of more weights than so many times those of the layer that they stand for
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def why_not_replaceable(model: nn.Module, edit: ReplaceEdit) -> str | None:
         return (
             f"it replaces `{edit.module}` by layers from {inputs} to {outputs} channels, here its weight is {tuple(weight.shape)}"
         )
+    if sum(layer.num_weights for layer in edit.layers) > _MOST_GROWTH * weight.numel():
+        return f"it replaces `{edit.module}` by layers of more than {_MOST_GROWTH} times its weights"
     return None
 
 

@@ -8,14 +8,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as read_tensors
-from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunus.errors import ArtifactError, NothingPruned, UnknownName, UnsupportedNetwork
-from prunus.files import write_atomically
+from prunus.files import DamagedFile, write_atomically
+from prunus.tensor_files import read_tensors, tensor_bytes
+
+_KEY = "prunus.masks"
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +208,7 @@ def restore_order(module: nn.Module, order: tuple[str, ...]) -> None:
 def save_masks(masks: Masks, path: Path) -> None:
     """Write masks as a safetensors file, whole or not at all. Raises `ArtifactError`."""
     try:
-        write_atomically(path, tensor_bytes({name: mask.cpu().contiguous() for name, mask in masks.by_name.items()}))
+        write_atomically(path, tensor_bytes(masks.by_name, _KEY, {}))
     except OSError as error:
         raise ArtifactError(f"can't write the masks to {path}: {error.strerror or error}") from error
 
@@ -216,8 +216,8 @@ def save_masks(masks: Masks, path: Path) -> None:
 def load_masks(path: Path) -> Masks:
     """Read what `save_masks` wrote, in the order of the names. Raises `ArtifactError` for anything else."""
     try:
-        tensors = read_tensors(path.read_bytes())
-    except (OSError, SafetensorError) as error:
+        tensors, _ = read_tensors(path, _KEY)
+    except (OSError, DamagedFile) as error:
         raise ArtifactError(f"{path} can't be read as masks: {error}") from error
     if not tensors or any(mask.dtype != torch.bool for mask in tensors.values()):
         raise ArtifactError(f"{path} holds no masks: their tensors are bool")

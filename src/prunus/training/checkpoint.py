@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from prunus.errors import ArtifactError, TrainingError
-from prunus.files import write_atomically
+from prunus.files import DamagedFile, write_atomically
+from prunus.tensor_files import read_tensors, tensor_bytes
 from prunus.training.log import EpochLog
 
 FORMAT = "prunus-training-checkpoint/1"
+_KEY = "prunus"
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "fingerprint": fingerprint(checkpoint.identity),
         "state": _pack(checkpoint.state, "", tensors),
     }
-    content = safetensors.torch.save(tensors, metadata={"prunus": json.dumps(header)})
     try:
-        write_atomically(path, content)
+        write_atomically(path, tensor_bytes(tensors, _KEY, header))
     except OSError as error:
         kept = f"the checkpoint that was there before ({path}) is intact" if path.exists() else "there is no earlier checkpoint"
         raise ArtifactError(
@@ -82,27 +82,25 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
         ArtifactError: the file is truncated, unreadable, or no training checkpoint of Prunus.
         TrainingError: it belongs to another run; the message shows what differs.
     """
-    tensors: dict[str, Tensor] = {}
     try:
-        with safetensors.safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-            header = json.loads((file.metadata() or {}).get("prunus", "{}"))
-            for key in file.keys() if header.get("format") == FORMAT else ():
-                # A copy in ordinary memory: the mapped file may be replaced while the run goes on.
-                tensors[key] = file.get_tensor(key).clone()
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        tensors, header = read_tensors(path, _KEY)
+        if header is None or header.get("format") != FORMAT:
+            raise ArtifactError(f"{path} is no training checkpoint ({FORMAT}): give another file, or train without resume")
+        stored = header["identity"]
+        if header["fingerprint"] != fingerprint(identity):
+            differences = _differences(stored, identity)
+            raise TrainingError(
+                f"the checkpoint {path} belongs to another run: {'; '.join(differences) or 'its fingerprint differs'}. "
+                "Resume with what it was made with, or train without resume"
+            )
+        epochs = tuple(EpochLog(**epoch) for epoch in header["epochs"])
+        # Copies in ordinary memory: the mapped file may be replaced while the run goes on.
+        return Checkpoint(epochs, stored, _unpack(header["state"], {name: tensor.clone() for name, tensor in tensors.items()}))
+    except (DamagedFile, OSError, *_MALFORMED) as error:
         raise ArtifactError(
             f"can't read the checkpoint {path}: {error}. It is truncated or damaged: "
             "delete it to start again, or put an older copy there"
         ) from None
-    if header.get("format") != FORMAT:
-        raise ArtifactError(f"{path} is no training checkpoint ({FORMAT}): give another file, or train without resume")
-    if header["fingerprint"] != fingerprint(identity):
-        raise TrainingError(
-            f"the checkpoint {path} belongs to another run: {'; '.join(_differences(header['identity'], identity))}. "
-            "Resume with what it was made with, or train without resume"
-        )
-    epochs = tuple(EpochLog(**epoch) for epoch in header["epochs"])
-    return Checkpoint(epochs, header["identity"], _unpack(header["state"], tensors))
 
 
 def _differences(stored: Mapping[str, Any], now: Mapping[str, Any], shown: int = 4) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from prunus.errors import ArtifactError
 from prunus.laboratory.tickets.pruned_runs import PrunedRun
-from prunus.pipeline.stages import read_json, write_json
+from prunus.pipeline.stages import read_json, write_checked
 from prunus.ticket_recipe import TicketNetwork, TicketRecipe
 from prunus.tickets import KEPT_ACTIONS, MASK_CRITERIA, PRUNED_ACTIONS
 from prunus.tickets.actions import KEEP_SIGN
@@ -73,7 +73,7 @@ class Parts:
             begin = time.process_time()
             result = work()
             result["core_seconds"] = time.process_time() - begin
-            write_json(path, result)
+            write_checked(path, result)
         self.seconds += result["core_seconds"]
         return result
 
