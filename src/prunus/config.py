@@ -41,6 +41,12 @@ class DataConfig(Section):
     batch_size: int = Field(64, ge=1, description="images per training step")
     eval_batch_size: int = Field(256, ge=1, description="images per evaluation step")
     workers: int = Field(0, ge=0, description="decoding processes")
+    worker_timeout: float = Field(
+        600.0,
+        ge=0,
+        exclude=True,  # it changes no result, so a run may go on with another
+        description="seconds that decoding processes may take for a batch before the run stops; 0: for ever",
+    )
     augment: Literal["none", "shift", "crop-flip", "resized-crop-flip"] = Field(
         "none", description="shift: +-1 pixel; crop-flip: 4 pixels of padding (CIFAR); resized-crop-flip: ImageNet's"
     )

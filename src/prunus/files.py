@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` beside ``path``, flush it to the disk, then rename.
+def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Write ``content`` beside ``path``, flush it to the disk, then rename; what was there before is renamed to ``keep``.
 
-    Whatever happens, ``path`` holds either what it held before or all of ``content``. The temporary name is fixed, so that a kill
+    Whatever happens, ``path`` holds either what it held before or all of ``content``; only with ``keep`` there is an instant in
+    which it doesn't exist, and ``keep`` holds what it held. The temporary name is fixed, so that a kill
     leaves at most one such file, which the next write replaces.
 
     Raises:
@@ -26,6 +27,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(partial, path)
     except OSError:
         with suppress(OSError):
@@ -78,12 +81,12 @@ def read_json_file(path: Path) -> Any:
     return parse_json(read_bounded(path, MOST_JSON))
 
 
-_SEAL = "sha256"
+SEAL = "sha256"
 
 
 def sealed(tree: Mapping[str, Any], digest: Callable[[], str] = str) -> dict[str, Any]:
     """``tree`` with a checksum of its JSON form, and of what ``digest`` returns, under the key ``sha256``."""
-    return {**tree, _SEAL: _checksum(tree, digest())}
+    return {**tree, SEAL: _checksum(tree, digest())}
 
 
 def unsealed(tree: Any, digest: Callable[[], str] = str) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def unsealed(tree: Any, digest: Callable[[], str] = str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise DamagedFile(f"it holds a {type(tree).__name__}, not an object")
     content = dict(cast("dict[str, Any]", tree))
-    seal = content.pop(_SEAL, None)
+    seal = content.pop(SEAL, None)
     if seal is not None and seal != _checksum(content, digest()):
         raise DamagedFile("its checksum doesn't match its contents")
     return content

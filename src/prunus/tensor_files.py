@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from prunus.files import MOST_JSON, DamagedFile, parse_json, sealed, unsealed
+from prunus.files import MOST_JSON, SEAL, DamagedFile, parse_json, sealed, unsealed
 
 _LENGTH_BYTES = 8  # of the header's length, with which a safetensors file begins
 
@@ -35,10 +35,13 @@ def read_tensors(path: Path, key: str = "") -> tuple[dict[str, Tensor], dict[str
     _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(key)
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
         raise DamagedFile(str(error).partition("\n")[0]) from None
+    text = metadata.get(key)
+    if key and text is None and any(SEAL in value for value in metadata.values()):
+        raise DamagedFile("its checksum is under another name")
     return tensors, None if text is None else unsealed(parse_json(text), lambda: _digest(tensors))
 
 

@@ -14,9 +14,10 @@ import safetensors.torch
 import torch
 
 from prunus.config import OptimizerConfig
-from prunus.errors import ArtifactError, TrainingError
+from prunus.errors import ArtifactError, PrunusWarning, TrainingError
+from prunus.tensor_files import read_tensors, tensor_bytes
 from prunus.training import train
-from prunus.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from prunus.training.checkpoint import Checkpoint, load_checkpoint, previous, save_checkpoint
 
 RUN = OptimizerConfig(epochs=4, lr=0.1, warmup_epochs=1.5)
 
@@ -55,7 +56,7 @@ def test_a_resumed_run_ends_with_the_same_bits(network, loader, tmp_path, optimi
     assert log.note == f"resumed after epoch {finished} of 4 from {path}: continued with epoch {finished + 1}"
     columns = [[(e.epoch, e.loss, e.lr, e.accuracy) for e in one.epochs] for one in (whole, log)]
     assert columns[0] == columns[1]
-    assert os.listdir(path.parent) == ["run.ckpt"]
+    assert sorted(os.listdir(path.parent)) == ["run.ckpt", "run.ckpt.previous"]
 
 
 KILLED = """
@@ -135,7 +136,50 @@ def test_a_truncated_checkpoint_is_refused(network, loader, tmp_path, share):
     train(network(), loader, RUN, seed=0, checkpoint=path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
+    previous(path).unlink()
     with pytest.raises(ArtifactError, match=r"can't read the checkpoint .*run.ckpt: .* It is truncated or damaged: delete it"):
+        train(network(), loader, RUN, seed=0, checkpoint=path, resume=True)
+
+
+@pytest.mark.parametrize("at", [100, -1])  # in the header, in a tensor
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(network, loader, tmp_path, at):
+    path, undisturbed = tmp_path / "run.ckpt", network()
+    train(undisturbed, loader, RUN, seed=0)
+    with pytest.raises(Stop):
+        train(network(), loader, RUN, seed=0, checkpoint=path, on_epoch=stop_after(3))
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    resumed = network()
+    told = r"run.ckpt: .* It is truncated or damaged: .*run.ckpt.previous, is whole and taken instead: it has 2 finished epochs"
+    with pytest.warns(PrunusWarning, match=told):
+        log = train(resumed, loader, RUN, seed=0, checkpoint=path, resume=True)
+    assert log.resumed_from == 2 and same(undisturbed, resumed)
+    for file in (path, previous(path)):
+        file.write_bytes(bytes(content))
+    with pytest.raises(ArtifactError, match=r"can't read the checkpoint .*run.ckpt: "):
+        train(network(), loader, RUN, seed=0, checkpoint=path, resume=True)
+
+
+def test_a_kill_between_two_renames_loses_nothing(network, loader, tmp_path):
+    path, undisturbed, resumed = tmp_path / "run.ckpt", network(), network()
+    train(undisturbed, loader, RUN, seed=0)
+    with pytest.raises(Stop):
+        train(network(), loader, RUN, seed=0, checkpoint=path, on_epoch=stop_after(2))
+    path.unlink()
+    assert train(resumed, loader, RUN, seed=0, checkpoint=path, resume=True).resumed_from == 1
+    assert same(undisturbed, resumed)
+
+
+def test_a_state_of_something_else_is_refused(network, loader, tmp_path):
+    """Its checksum is right, as one may be that somebody made on purpose."""
+    path = tmp_path / "run.ckpt"
+    train(network(), loader, RUN, seed=0, checkpoint=path)
+    tensors, tree = read_tensors(path, "prunus")
+    assert tree is not None
+    tree["state"]["dict"] = tree["state"]["dict"][1:]  # the network is the first
+    path.write_bytes(tensor_bytes(tensors, "prunus", tree))
+    with pytest.raises(ArtifactError, match=r"holds a state that is none of this run's: 'model'"):
         train(network(), loader, RUN, seed=0, checkpoint=path, resume=True)
 
 
@@ -168,7 +212,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_intact(network, loader, tmp_path,
         f"can't write the checkpoint of epoch 3 to {path}: No space left on device; the checkpoint that was there before "
         f"({path}) is intact. Make room or choose another place, then resume"
     )
-    assert os.listdir(tmp_path) == ["run.ckpt"]
+    assert sorted(os.listdir(tmp_path)) == ["run.ckpt", "run.ckpt.previous"]
     monkeypatch.undo()
     resumed = network()
     assert train(resumed, loader, RUN, seed=0, checkpoint=path, resume=True).resumed_from == 2

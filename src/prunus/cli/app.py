@@ -15,6 +15,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from prunus.errors import InvalidBudget, PrunusError, PrunusWarning, RecipeError, UnknownName
+from prunus.stopping import Terminated, stops_on_request
 
 _USAGE = (UnknownName, RecipeError, InvalidBudget)
 console = Console(highlight=False)
@@ -47,9 +48,13 @@ def _show_warning(message: Any, category: type[Warning], filename: str, lineno: 
 
 @contextmanager
 def stoppable(what_next: str) -> Generator[None]:
-    """Work that Ctrl-C stops: one line says how it goes on, and the exit code is the shell's for it, 130."""
+    """Work that Ctrl-C or SIGTERM stops: one line says how it goes on, and the exit code is the shell's for it, 130 or 143."""
     try:
-        yield
+        with stops_on_request():
+            yield
+    except Terminated:
+        err.print(what_next)
+        raise typer.Exit(143) from None
     except KeyboardInterrupt:
         err.print(what_next)
         raise typer.Exit(130) from None

@@ -52,6 +52,12 @@ class Trainer:
         )
         self.compute = Compute(torch.get_num_threads(), False)
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How many processes decode images, as `make_loader` takes it."""
+        data = self.recipe.data
+        return {"workers": data.workers, "worker_timeout": data.worker_timeout}
+
     def choose_compute(self, build: Callable[[], nn.Module]) -> dict[str, Any]:
         """Threads and memory format as the recipe wants them; what it leaves open is measured on a real batch."""
         wanted, cores = self.recipe.compute, torch.get_num_threads()
@@ -96,12 +102,12 @@ class Trainer:
         with distilling.watching() if distilling is not None else nullcontext():
             log = train(
                 model,
-                make_loader(chosen, batch_size=data.batch_size, shuffle=True, workers=data.workers, balance=data.balance),
+                make_loader(chosen, batch_size=data.batch_size, shuffle=True, **self.decoding, balance=data.balance),
                 settings,
                 seed=self.recipe.seed + SEEDS_PER_PHASE * phase,
                 checkpoint=self.checkpoints / f"{name}.safetensors",
                 resume=self.resume,
-                evaluation_loader=make_loader(judged, batch_size=data.eval_batch_size, shuffle=False, workers=data.workers),
+                evaluation_loader=make_loader(judged, batch_size=data.eval_batch_size, shuffle=False, **self.decoding),
                 loss_fn=self.loss_fn if distilling is None else distilling,
                 metric=self.metric,
                 forward_fn=self.forward_fn,
@@ -146,7 +152,7 @@ class Trainer:
     def evaluate(self, model: nn.Module, stage: str) -> dict[str, Any]:
         """The test images' verdict, as the entry of ``stage`` in the result."""
         data = self.recipe.data
-        loader = make_loader(self.data.test, batch_size=data.eval_batch_size, shuffle=False, workers=data.workers)
+        loader = make_loader(self.data.test, batch_size=data.eval_batch_size, shuffle=False, **self.decoding)
         with memory_format(model, self.compute.channels_last):
             found = evaluate(
                 model,

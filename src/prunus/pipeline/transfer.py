@@ -14,6 +14,7 @@ from prunus.config import TransferConfig
 from prunus.pipeline.trainer import Trainer
 from prunus.sources import make_loader
 from prunus.training import memory_format
+from prunus.training.workers import worker_failures
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of features that are kept; more images than that are passed through the network every epoch
 
@@ -37,9 +38,8 @@ def train_head(model: nn.Module, head: str, settings: TransferConfig, trainer: T
     own = trainer.loss_fn or trainer.metric or trainer.forward_fn  # the user's functions expect whole images in a batch
     features: list[Features | None] = []
     if not settings.augment and not own:
-        with memory_format(model, trainer.compute.channels_last):
-            workers = trainer.recipe.data.workers
-            features = [compute_features(model, head, images, workers=workers) for images in plain]
+        with memory_format(model, trainer.compute.channels_last), worker_failures("features of the head"):
+            features = [compute_features(model, head, images, **trainer.decoding) for images in plain]
     with frozen_below(model, head):
         if len(features) == 2 and features[0] and features[1]:
             part, how = model.get_submodule(head), f"on the features of {len(features[0]):,} images, computed once"
@@ -52,12 +52,12 @@ def train_head(model: nn.Module, head: str, settings: TransferConfig, trainer: T
 
 @torch.no_grad()
 def compute_features(
-    model: nn.Module, head: str, images: Dataset[Any], *, batch_size: int = 64, workers: int = 0
+    model: nn.Module, head: str, images: Dataset[Any], *, batch_size: int = 64, **decoding: Any
 ) -> Features | None:
     """The input of ``head`` for every image, in evaluation mode.
 
-    None where they can't stand for the network: the head's output isn't the network's (something follows it), or they need more
-    than `MEMORY_LIMIT`.
+    ``decoding``: further arguments of `make_loader`. None where features can't stand for the network: the head's output isn't the
+    network's (something follows it), or they need more than `MEMORY_LIMIT`.
     """
     part = model.get_submodule(head)
     seen: list[Tensor] = []
@@ -67,7 +67,7 @@ def compute_features(
     parts: list[Tensor] = []
     labels: list[int] = []
     try:
-        for inputs, targets in make_loader(images, batch_size=batch_size, shuffle=False, workers=workers):
+        for inputs, targets in make_loader(images, batch_size=batch_size, shuffle=False, **decoding):
             seen.clear()
             output = model(inputs)
             if not parts and not _fits(part, seen, output, len(images)):  # pyright: ignore[reportArgumentType]

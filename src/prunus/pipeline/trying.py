@@ -24,6 +24,7 @@ from prunus.sources import make_loader
 from prunus.surgery import remove
 from prunus.surgery.prove import Checks, prove
 from prunus.training import evaluate
+from prunus.training.workers import worker_failures
 from prunus.types import Budget, ChannelGraph, PruningPlan, Scores
 
 HELD_BYTES = 2**30
@@ -75,10 +76,11 @@ class Judge:
         self.count = len(order[:images])
         data = trainer.recipe.data
         loader = make_loader(
-            Subset(chosen, order[:images].tolist()), batch_size=data.eval_batch_size, shuffle=False, workers=data.workers
+            Subset(chosen, order[:images].tolist()), batch_size=data.eval_batch_size, shuffle=False, **trainer.decoding
         )
         small = self.count * math.prod(trainer.data.input_shape) * 4 <= HELD_BYTES
-        self.batches: Any = list(loader) if small else loader
+        with worker_failures("plans to try"):
+            self.batches: Any = list(loader) if small else loader
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, model: nn.Module) -> float:

@@ -170,13 +170,22 @@ def _imbalance_note(bundle: DataBundle) -> str | None:
 
 
 def make_loader(
-    dataset: Dataset[Any], *, batch_size: int, shuffle: bool, workers: int = 0, drop_last: bool = False, balance: bool = False
+    dataset: Dataset[Any],
+    *,
+    batch_size: int,
+    shuffle: bool,
+    workers: int = 0,
+    worker_timeout: float = 0.0,
+    drop_last: bool = False,
+    balance: bool = False,
 ) -> DataLoader[Any]:
     """Batches ``(images, labels)``. Order and augmentation follow torch's global random state at the start of each pass.
 
     With ``balance`` every image is drawn with a chance of one over the size of its class, with repetition, as many as there are
     in the data set; this order comes from a generator of the sampler's own, ``loader.sampler.generator``, which training seeds
     for every epoch, the same on every process.
+
+    ``worker_timeout``: seconds that the workers may take for a batch before an error is raised; 0: for ever.
 
     Workers are started anew for each pass: kept ones would carry their random state from pass to pass, and a resumed run could
     not repeat it.
@@ -194,6 +203,7 @@ def make_loader(
         shuffle=shuffle and not balance,
         sampler=_balanced_sampler(dataset, shuffle) if balance else None,
         num_workers=workers,
+        timeout=worker_timeout if workers else 0,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
     )

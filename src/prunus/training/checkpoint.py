@@ -1,12 +1,13 @@
 """A training run at the end of an epoch, in one file without pickle: safetensors for tensors, JSON in its header for the rest.
 
-The file is replaced atomically, so there is always one whole checkpoint: that of the last epoch or the one before it.
+The file is replaced atomically, and the one before it is kept beside it (``NAME.previous``): there is always a whole checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from prunus.errors import ArtifactError, TrainingError
+from prunus.errors import ArtifactError, PrunusWarning, TrainingError
 from prunus.files import DamagedFile, write_atomically
 from prunus.tensor_files import read_tensors, tensor_bytes
 from prunus.training.log import EpochLog
@@ -51,7 +52,7 @@ def usable_path(checkpoint: Path) -> Path:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write ``checkpoint`` to ``path`` atomically.
+    """Write ``checkpoint`` to ``path`` atomically; the one that was there before stays as `previous`.
 
     Raises:
         ArtifactError: the file can't be written (the checkpoint that was there before is intact).
@@ -66,13 +67,36 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "state": _pack(checkpoint.state, "", tensors),
     }
     try:
-        write_atomically(path, tensor_bytes(tensors, _KEY, header))
+        write_atomically(path, tensor_bytes(tensors, _KEY, header), keep=previous(path))
     except OSError as error:
         kept = f"the checkpoint that was there before ({path}) is intact" if path.exists() else "there is no earlier checkpoint"
         raise ArtifactError(
             f"can't write the checkpoint of epoch {len(checkpoint.epochs)} to {path}: {error.strerror or error}; {kept}. "
             "Make room or choose another place, then resume"
         ) from error
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at ``path`` is kept."""
+    return path.with_name(f"{path.name}.previous")
+
+
+def load_newest(path: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
+    """The checkpoint at ``path``, or the one before it where the file is damaged (a `PrunusWarning` says so) or was being
+    replaced when the run was killed; None where there is neither. Raises like `load_checkpoint`."""
+    older = previous(path)
+    if not path.exists():
+        return load_checkpoint(older, identity) if older.exists() else None
+    try:
+        return load_checkpoint(path, identity)
+    except ArtifactError as error:
+        try:
+            found = load_checkpoint(older, identity)
+        except (ArtifactError, TrainingError):
+            raise error from None
+        text = f"{error}. The one before it, {older}, is whole and taken instead: it has {len(found.epochs)} finished epochs"
+        warnings.warn(text, PrunusWarning, stacklevel=4)
+        return found
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:

@@ -17,6 +17,7 @@ from prunus.training.objective import MetricFn, Objective, batch_size
 from prunus.training.placement import count_batches, is_sharded, placed, share_batches, start_accelerator
 from prunus.training.progress import progress_bar
 from prunus.training.randomness import restored_generators
+from prunus.training.workers import worker_failures
 from prunus.types import ForwardFn, LossFn, first_tensor
 
 TOP = 5
@@ -42,11 +43,11 @@ def evaluate(
     of nan here: that is its loss.
 
     Raises:
-        TrainingError: the loader yields nothing, or an output, batch or callable doesn't fit the above.
+        TrainingError: the loader yields nothing, its processes die or hang, or an output, batch or callable doesn't fit.
     """
     accelerator = start_accelerator()
     objective = Objective(loss_fn, metric, forward_fn)
-    with restored_generators(), placed(model, accelerator.device):
+    with restored_generators(), placed(model, accelerator.device), worker_failures(description):
         return run_evaluation(accelerator, model, loader, objective, description, show=True)
 
 

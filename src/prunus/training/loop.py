@@ -15,10 +15,12 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from prunus.config import OptimizerConfig
-from prunus.errors import TrainingError
+from prunus.errors import ArtifactError, TrainingError
+from prunus.stopping import Terminated, held_back, stop_asked
+from prunus.training.arguments import check_arguments
 from prunus.training.averaging import Average
 from prunus.training.best import Best
-from prunus.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, usable_path
+from prunus.training.checkpoint import Checkpoint, load_newest, save_checkpoint, usable_path
 from prunus.training.evaluation import run_evaluation
 from prunus.training.log import EpochLog, TrainingLog
 from prunus.training.losses import EpochLosses
@@ -46,6 +48,7 @@ from prunus.training.randomness import (
 )
 from prunus.training.sparse_gradients import SparseGradients
 from prunus.training.sparsity_log import describe
+from prunus.training.workers import worker_failures
 from prunus.training_hooks import SparsityMethod
 from prunus.types import ForwardFn, LossFn
 
@@ -92,22 +95,9 @@ def train(
     Raises:
         TrainingError: non-finite loss, a loader that yields nothing or has no length, a checkpoint of another run.
         ArtifactError: a checkpoint that can't be read or written.
+        Terminated: SIGTERM came (see `prunus.stopping`); the state behind the last step is in the checkpoint.
     """
-    if resume and checkpoint is None:
-        raise TrainingError("resume needs the path of a checkpoint: give checkpoint=PATH")
-    if checkpoint_steps is not None and (checkpoint is None or checkpoint_steps < 1):
-        raise TrainingError(f"checkpoint_steps = {checkpoint_steps} needs checkpoint=PATH and a number of steps above zero")
-    if evaluation_loader is None and (settings.patience is not None or settings.keep == "best"):
-        raise TrainingError('patience and keep = "best" judge epochs by validation images: give an evaluation_loader')
-    if settings.ema and method is not None:
-        raise TrainingError(
-            "a moving average of the weights (ema) has none of the zeros that a sparsity method makes: set ema = 0"
-        )
-    if settings.keep == "best" and method is not None:
-        raise TrainingError(
-            'keep = "best" would put weights of an earlier epoch beside what the sparsity method has decided since: '
-            'set keep = "last"'
-        )
+    check_arguments(settings, checkpoint, checkpoint_steps, resume, evaluation_loader, method)
     objective = Objective(loss_fn, metric, forward_fn, settings.label_smoothing)
     if settings.epochs == 0 and settings.steps is None:
         return TrainingLog((), seed, note=f"{description}: epochs = 0, nothing was trained")
@@ -116,7 +106,7 @@ def train(
     with restored_generators():
         run = _Run(model, loader, settings, seed, objective, method, mixed_precision, checkpoint_steps)
         frozen = frozen_batch_norm(model, settings.freeze_batch_norm)
-        with placed(model, run.accelerator.device, channels_last), frozen, run.gradients:
+        with placed(model, run.accelerator.device, channels_last), frozen, run.gradients, worker_failures(description):
             try:
                 return run.execute(checkpoint, resume, evaluation_loader, on_epoch, description)
             finally:
@@ -206,6 +196,8 @@ class _Run:
                 self._save(f"epoch {len(self.epochs)}")
                 if on_epoch is not None and main:
                     on_epoch(log)
+                if stop_asked():
+                    raise Terminated
         if self.average is not None:
             self.average.into_model()
         if self.settings.keep == "best":
@@ -243,14 +235,19 @@ class _Run:
             self.gradients.move_to(own["gradients"])
             self.within = None
         start = time.perf_counter() - before
-        for batch in islice(drawn, self.steps - first - losses.steps):
-            lr = self._set_learning_rate(first + losses.steps)
-            if self.method is not None:
-                self.method.before_step(first + losses.steps, lr)
-            if losses.add(self._step(batch), batch_size(batch)):
-                self._check(losses, epoch)
-                report(what, first + losses.steps, losses.mean)
-            self._save_within(epoch, losses, lr, start)
+        # A request to stop waits for the end of a step, except where other processes are in the middle of theirs.
+        with held_back(self.accelerator.num_processes == 1):
+            for batch in islice(drawn, self.steps - first - losses.steps):
+                lr = self._set_learning_rate(first + losses.steps)
+                if self.method is not None:
+                    self.method.before_step(first + losses.steps, lr)
+                if losses.add(self._step(batch), batch_size(batch)):
+                    self._check(losses, epoch)
+                    report(what, first + losses.steps, losses.mean)
+                stop = stop_asked()
+                self._save_within(epoch, losses, lr, start, stop)
+                if stop and losses.steps < self.steps_per_epoch:
+                    raise Terminated
         losses.read()
         self._check(losses, epoch)
         if losses.count == 0:
@@ -323,10 +320,11 @@ class _Run:
             "parameter": {name: f"{list(t.shape)} {t.dtype}" for name, t in state.items() if isinstance(t, Tensor)},
         }
 
-    def _save_within(self, epoch: int, losses: EpochLosses, lr: float, start: float) -> None:
-        """A checkpoint in the middle of an epoch, where one is due."""
+    def _save_within(self, epoch: int, losses: EpochLosses, lr: float, start: float, stop: bool) -> None:
+        """A checkpoint in the middle of an epoch, where one is due or the run is to ``stop``."""
         done = losses.steps
-        if self.checkpoint_steps is None or done % self.checkpoint_steps or done == self.steps_per_epoch:
+        due = stop or (self.checkpoint_steps is not None and done % self.checkpoint_steps == 0)
+        if self.checkpoint is None or not due or done == self.steps_per_epoch:
             return
         losses.read()
         self._check(losses, epoch)
@@ -356,9 +354,15 @@ class _Run:
         }
 
     def _restore(self, path: Path) -> tuple[int | None, str]:
-        if not path.exists():
+        stored = load_newest(path, self._identity())
+        if stored is None:
             return None, f"there was no checkpoint at {path} yet: started from the beginning"
-        stored = load_checkpoint(path, self._identity())
+        try:
+            return self._take_up(stored, path)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ArtifactError(f"the checkpoint {path} holds a state that is none of this run's: {error}") from error
+
+    def _take_up(self, stored: Checkpoint, path: Path) -> tuple[int, str]:
         self.model.load_state_dict(stored.state["model"])
         self.optimizer.load_state_dict(stored.state["optimizer"])
         self.gradients.load_state_dict(stored.state["gradients"][self.accelerator.process_index])
