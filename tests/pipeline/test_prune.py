@@ -23,6 +23,7 @@ from prunus import (
     UnsupportedNetwork,
     VerificationFailed,
 )
+from prunus.reconstruction import recalibrate
 from prunus.surgery import randomise
 from prunus.surgery.prove import check_plan
 from prunus.types import PruningPlan
@@ -398,3 +399,36 @@ def test_random_training_code_is_no_reason_to_freeze() -> None:
 
     result = prunus.prune(Noisy("none"), torch.randn(2, 3, 16, 16), Budget(macs=0.6, tolerance=0.1))
     assert not result.graph.freeze({}).frozen[:-1] and result.notes == ()
+
+
+# -- recalibration
+
+
+def test_recalibration_comes_after_the_proof_and_is_told() -> None:
+    model = build("Plain")
+    data = batches(3)
+    plain = prunus.prune(model, images(), HALF, "l1")
+    result = prunus.prune(model, images(), HALF, "l1", data, recalibrate=True, batches=2)
+    assert plain.recalibrated is None and "estimated anew" not in str(plain)
+    assert result.recalibrated == sum(len(targets) for _, targets in data[:2])
+    assert f"batch-norm statistics estimated anew on {result.recalibrated} images, after the proof" in str(result).splitlines()
+    assert result.verification is not None and result.verification.passed
+    expected = copy.deepcopy(plain.model)
+    recalibrate(expected, data[:2])
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(result.model.state_dict()[name], tensor)
+    norm = next(m for m in result.model.modules() if isinstance(m, nn.BatchNorm2d))
+    assert not torch.equal(
+        norm.running_mean, next(m for m in plain.model.modules() if isinstance(m, nn.BatchNorm2d)).running_mean
+    )
+
+
+def test_recalibration_without_batch_norms_says_so() -> None:
+    result = prunus.prune(build("Flattened"), images(), HALF, "l1", batches(1), recalibrate=True)
+    assert result.recalibrated == 0 and "batch-norm statistics estimated anew nowhere: the network has none" in str(result)
+
+
+@pytest.mark.parametrize(("data", "why"), [(None, "there are none"), (iter(()), "a tuple_iterator gives them only once")])
+def test_recalibration_wants_data_that_come_again(data: Any, why: str) -> None:
+    with pytest.raises(EvidenceError, match=rf"recalibrate=True goes through the data once more, after pruning, and {why}: give"):
+        prunus.prune(build("Plain"), images(), HALF, "l1", data, recalibrate=True)

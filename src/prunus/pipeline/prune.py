@@ -21,6 +21,7 @@ from prunus.pipeline.time_network import latency_planner
 from prunus.pipeline.timer import Timer
 from prunus.pipeline.trying import JudgeFn, provable, tried_out
 from prunus.reconstruction import FoldingReport
+from prunus.reconstruction import recalibrate as recalibrated
 from prunus.surgery import SurgeryRecord
 from prunus.surgery.prove import Checks, prove
 from prunus.types import (
@@ -41,7 +42,8 @@ from prunus.types import (
 @dataclass(frozen=True, eq=False)
 class PruneResult:
     """The small network, how it was made and what it costs. ``verification`` is None only if ``verify=False`` was asked for;
-    ``compensation`` tells which layers make up for the removed channels, if ``compensate`` was."""
+    ``compensation`` tells which layers make up for the removed channels, if ``compensate`` was, and ``recalibrated`` on how many
+    images batch-norm statistics were estimated anew, if ``recalibrate`` was (0: the network has none)."""
 
     model: nn.Module
     plan: PruningPlan
@@ -53,6 +55,7 @@ class PruneResult:
     scores: Scores
     notes: tuple[str, ...] = field(default=())
     compensation: FoldingReport | None = None
+    recalibrated: int | None = None
 
     def __str__(self) -> str:
         lines: list[str] = []
@@ -71,6 +74,9 @@ class PruneResult:
             lines.append(f"removed == silenced: largest relative error {error:.1e} (tolerance {tolerance:.0e})")
         if self.compensation is not None:
             lines.append(str(self.compensation))
+        if self.recalibrated is not None:
+            told = f"on {self.recalibrated:,} images, after the proof" if self.recalibrated else "nowhere: the network has none"
+            lines.append(f"batch-norm statistics estimated anew {told}")
         return "\n".join([*lines, *self.notes])
 
 
@@ -94,6 +100,7 @@ def prune(
     optimizer: torch.optim.Optimizer | None = None,
     ema: nn.Module | None = None,
     compensate: Compensate | None = None,
+    recalibrate: bool = False,
     evaluate: JudgeFn | None = None,
     timing: Timing | None = None,
     timer: Timer | None = None,
@@ -111,6 +118,10 @@ def prune(
         optimizer, ema: moved along, see `prunus.remove`.
         compensate: ``"mean"`` puts the removed channels' mean activations into what read them, see `prunus.remove`; ``data`` are
             then read once more. The proof is that of the removal; what compensation does is in ``compensation``.
+        recalibrate: estimate the small network's batch-norm statistics anew on ``data`` (at most ``batches``), after the proof,
+            see `prunus.reconstruction.recalibrate`. Off unless asked for, since ``model`` in the result then isn't the silenced
+            network any more; recipes do it by themselves. Behind `prunus.reconstruction.reconstruct`, which fits layers to
+            the statistics that they find, it undoes part of the fit. ``ema`` keeps its statistics.
         evaluate: accuracy (higher = better) of a small network, which it may change; for allocators that try plans out
             (sensitivity, netadapt, search). What can't be shown exact is frozen before they start.
         allocator: None is ``knapsack`` where latency is a target, else ``global``.
@@ -123,7 +134,7 @@ def prune(
         BudgetNotMet: also, no network was measured within 5 % of the latency that is asked for.
         VerificationFailed: no subset of the groups could be proven.
     """
-    wants_data(compensate, data)
+    wants_data(compensate, data, recalibrate)
     graph = trace(model, example_inputs, keep, mixing, forward_fn, train_inputs, whole_groups=whole_groups)
     if not graph.prunable:
         shown = "; ".join(f"`{g.name}`: {g.frozen_because}" for g in graph.frozen[:3])
@@ -153,12 +164,13 @@ def prune(
     graph, plan, report, notes = found.graph, found.plan, found.report, found.notes
     scores = _of_prunable(scores, graph)
     small, record, folding = removed(model, graph, plan, optimizer, ema, compensate, data, forward_fn, batches)
+    seen = recalibrated(small, data or (), forward_fn=forward_fn, max_batches=batches) if recalibrate else None
     provenance = {**plan.provenance, "criterion": scores.criterion}
     plan = replace(plan, provenance=provenance)
     before, after = graph.cost(), replace(graph.cost(plan), latency_ms=plan.predicted.latency_ms)
     measured = next((row["full"] for row in plan.provenance["budget"] if row["target"] == "latency"), None)
     before = replace(before, latency_ms=measured)
-    return PruneResult(small, plan, record, before, after, report, graph, scores, notes, folding)
+    return PruneResult(small, plan, record, before, after, report, graph, scores, notes, folding, seen)
 
 
 def _how_measured(row: Mapping[str, Any], plan: PruningPlan) -> str:

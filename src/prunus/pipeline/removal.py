@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -56,12 +56,18 @@ def remove(
     return removed(model, graph, plan, optimizer, ema, compensate, data, forward_fn, batches)[:2]
 
 
-def wants_data(compensate: str | None, data: Iterable[Any] | None) -> None:
-    """Refuse an unknown way to compensate, or one without data, before anything is computed."""
+def wants_data(compensate: str | None, data: Iterable[Any] | None, recalibrate: bool = False) -> None:
+    """Refuse an unknown way to compensate, or what needs data without them, before anything is computed."""
     if compensate not in (None, "mean"):
         raise UnknownName.among("way to compensate", compensate, ["mean"])
     if compensate is not None and data is None:
         raise EvidenceError(f'compensate="{compensate}" measures mean activations: give batches of images (data=LOADER)')
+    if recalibrate and (data is None or isinstance(data, Iterator)):
+        given = "there are none" if data is None else f"a {type(data).__name__} gives them only once"
+        raise EvidenceError(
+            f"recalibrate=True goes through the data once more, after pruning, and {given}: give a loader or a list of batches "
+            "(data=LOADER)"
+        )
 
 
 def removed(
