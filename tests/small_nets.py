@@ -46,6 +46,37 @@ class Residual(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
+class PreActivated(nn.Module):
+    """norm -> ReLU -> two convolutions beside a shortcut, which reads the ReLU, too, where the width changes."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, 1 + (inputs != outputs), 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, 2, bias=False) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(x))
+        x = x if self.shortcut is None else self.shortcut(y)
+        return x + self.conv2(torch.relu(self.bn2(self.conv1(y))))
+
+
+class PreActivation(nn.Module):
+    """Two streams, of 8 and 12 channels, read by the norms of three blocks and by the last norm."""
+
+    def __init__(self, num_classes: int = 5, in_channels: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 8, 3, padding=1, bias=False)
+        self.blocks = nn.Sequential(PreActivated(8, 8), PreActivated(8, 12), PreActivated(12, 12))
+        self.norm = nn.BatchNorm2d(12)
+        self.classifier = nn.Linear(12, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.relu(self.norm(self.blocks(self.stem(x)))).mean((2, 3)))
+
+
 class Flattened(nn.Module):
     """Convolution, flatten, two linear layers: channel c owns the four columns [4c, 4c + 4) of the first linear layer."""
 

@@ -32,4 +32,4 @@ def test_a_block_is_part_of_a_recipe(block: str) -> None:
 
 
 def test_every_block_is_found() -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6

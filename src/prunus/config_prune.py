@@ -63,6 +63,11 @@ class PruneConfig(Section):
     keep: tuple[str, ...] = Field((), description="module or parameter names, or globs, that are never pruned")
     mixing: Literal["allow", "freeze"] = Field("allow", description="groups whose statistics change with the width")
     whole_groups: bool = Field(False, description="grouped layers lose whole groups instead of the same slots of every group")
+    select_inputs: bool = Field(
+        False,
+        description="pre-activation networks and DenseNets: each batch norm that reads a stream with other readers chooses its "
+        "channels, and loses those of least importance; the stream keeps its width",
+    )
     min_channels: int = Field(1, ge=0, description="channels that every group keeps at least; 0: a whole branch may go")
     multiple_of: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         1,

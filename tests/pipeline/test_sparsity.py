@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import prunus
+import small_nets
 from prunus.config import parse_recipe
-from prunus.errors import PrunusWarning, RecipeError, TrainingError, UnknownName
+from prunus.errors import PrunusWarning, RecipeError, TrainingError, UnknownName, UnsupportedNetwork
+from prunus.graph.selecting_norms import SelectingNorm
 from prunus.pipeline.run import run
 from prunus.pipeline.sparsity import Decided
 from prunus.sources import load_model
@@ -131,3 +133,30 @@ def test_a_plan_that_verification_cuts_short_is_refused() -> None:
     frozen = graph.freeze({"two.0": "a test"})
     with pytest.raises(prunus.BudgetNotMet, match=r"slimming decided can't be carried out in full: verification froze two\.0"):
         decided.allocate(frozen, prunus.Scores({}, "none"), budget)
+
+
+def test_a_pre_activation_network_is_slimmed_by_input_selection(tmp_path: Path) -> None:
+    """Two rounds; the file holds the selections, the table of groups their widths, and the stream is whole."""
+    tree = recipe(
+        "slimming",
+        model={"source": f"{small_nets.__file__}:PreActivation"},
+        prune={"select_inputs": True, "rounds": 2},
+    )
+    result = carried_out(tree, tmp_path / "out")
+    assert result["verification"]["passed"] and all(row["met"] for row in result["budget"])
+    small = prunus.load(tmp_path / "out" / "small.prunus", small_nets.PreActivation(num_classes=4)).eval()
+    widths = {row["name"]: row["after"] for row in result["groups"]}
+    chosen = {name: module for name, module in small.named_modules() if isinstance(module, SelectingNorm)}
+    assert set(chosen) == {"blocks.0.bn1", "blocks.1.bn1", "blocks.2.bn1", "norm"}
+    assert all(widths[name] == module.num_features == len(module.selected) for name, module in chosen.items())
+    before = {row["name"]: row["before"] for row in result["groups"]}
+    assert any(widths[name] < before[name] for name in chosen)
+    assert widths["stem"] == 8 == small.stem.out_channels
+    counted = prunus.trace(small, torch.zeros(2, 3, 12, 12)).cost().macs
+    assert counted == result["networks"]["after"]["macs"]
+
+
+def test_selecting_inputs_of_a_network_without_streams_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedNetwork, match="no batch norm of this network can select its inputs"):
+        run(parse_recipe(recipe("slimming", prune={"select_inputs": True})), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -16,6 +16,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
+from prunus.graph.selecting_norms import SelectingNorm
+
 LabelVector = npt.NDArray[np.int64]
 """One label per index of an axis; -1 where the index belongs to no channel (an image's colour, a constant)."""
 
@@ -67,10 +69,11 @@ class LabelSpace:
         self.fields: dict[int, LabelField] = {}
         self.range_of_vector: dict[int, int] = {}
         base = 0
+        selections = {id(module.selected) for module in model.modules() if isinstance(module, SelectingNorm)}
         for name, tensor in named_tensors(model):
             self.names[id(tensor)] = name
             axes: dict[int, LabelVector] = {}
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() or id(tensor) in selections:
                 for axis in labelled_axes(tensor):
                     size = tensor.shape[axis]
                     axes[axis] = np.arange(base, base + size)

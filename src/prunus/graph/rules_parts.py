@@ -97,12 +97,19 @@ def absolute_index(op: OpCall) -> None:
 
 
 def _by_buffer(op: OpCall, source: Tensor, touched: set[int]) -> bool:
-    """Channels picked by a buffer of the network, which surgery can rewrite: the picked labels go on."""
+    """Channels picked by a buffer of the network, which surgery can rewrite: the picked labels go on. Those that a norm selects
+    (`SelectingNorm`) are channels of the selection, which can lose some while the stream keeps them."""
     indices = [a for a in op.tensors if a is not source]
     if op.func._schema.name not in ("aten::index", "aten::index_select") or len(indices) != 1 or len(touched) != 1:
         return False
     index, axis = indices[0], next(iter(touched))
     name, labels = op.tracer.space.names.get(id(index)), op.labels(source, axis)
+    if (own := op.labels(index, 0)) is not None:
+        if labels is not None:
+            op.freeze(labels, "its channels are numbered by a norm that selects some of them")
+        op.mark(own, "writes")
+        op.set(op.outs[0], {**_without(op, source, axis), axis: own})
+        return True
     if name is None or labels is None or index.ndim != 1 or index.dtype not in (torch.int32, torch.int64):
         return False
     picked = np.ascontiguousarray(labels[index.cpu().numpy()])

@@ -33,7 +33,7 @@ from prunus.pipeline.trainer import Compute, Trainer
 from prunus.pipeline.transfer import train_head
 from prunus.pipeline.trying import Judge, PlansAreTried, stop_at_the_first_plan
 from prunus.report import write_report
-from prunus.surgery import SurgeryRecord, save
+from prunus.surgery import SurgeryRecord, save, select_streams
 from prunus.training_hooks import SparsityTask
 from prunus.types import Budget, ChannelGraph
 
@@ -83,6 +83,7 @@ class _Run:
     def _check_before_training(self) -> None:
         """Whatever can be known to fail later fails now, before anything is trained or written: names, weights, the budget."""
         settings, model = self.recipe.prune, self.networks.build()
+        self._select_inputs(model, SurgeryRecord.nothing_removed(model))
         if self.recipe.sparsity is not None:
             self.needs, self.batches = frozenset[str](), 0
             graph = self._trace(model)
@@ -190,7 +191,15 @@ class _Run:
 
     def _train(self, model: nn.Module, record: SurgeryRecord) -> Left:
         epochs = self.trainer.fit(model, self.recipe.train, "train")
+        record = self._select_inputs(model, record)
         return model, record, {"epochs": epochs, "evaluation": self.trainer.evaluate(model, "before pruning")}
+
+    def _select_inputs(self, model: nn.Module, record: SurgeryRecord) -> SurgeryRecord:
+        """Where the recipe asks for it, norms that read a stream choose their channels from here on: all, until one goes."""
+        asked = self.recipe.prune
+        if not asked.select_inputs:
+            return record
+        return select_streams(model, record, self.examples, keep=asked.keep, forward_fn=self.trainer.forward_fn)
 
     def _titled(self, number: int, stage: str) -> str:
         settings = self.recipe.prune

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus.allocation import allocate
+from prunus.errors import PrunusWarning, UnsupportedNetwork
 from prunus.graph.group_view import GroupView
 from prunus.graph.labels import named_tensors
 from prunus.importance.evidence import Evidence
@@ -45,8 +47,24 @@ class SoftFilterPruning(BaseMethod):
         self.every, self.mask_gradients, self.zero = int(every), mask_gradients, zero
 
     def attach(self) -> None:
-        """All channels are kept to begin with."""
-        self._kept = {g.name: torch.ones(g.num_channels, dtype=torch.bool) for g in self.graph.prunable}
+        """Find the groups that filters write; all channels are kept to begin with.
+
+        Raises:
+            UnsupportedNetwork: there is none.
+        """
+        tensors = dict(named_tensors(self.model))
+        self.groups = [group for group in self.graph.prunable if GroupView(group, tensors).matrices("writes")]
+        left_out = [group.name for group in self.graph.prunable if group not in self.groups]
+        if not self.groups:
+            raise UnsupportedNetwork(
+                f"{self.name} zeroes filters, and none of the {len(left_out)} prunable groups is written by any: take another "
+                "method (`prunus methods`), or prune by a criterion"
+            )
+        if left_out:
+            shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+            text = f"{self.name}: {len(left_out)} groups stay whole, for no filters write them: {shown}"
+            warnings.warn(text, PrunusWarning, stacklevel=4)
+        self._kept = {g.name: torch.ones(g.num_channels, dtype=torch.bool) for g in self.groups}
 
     def rank(self, view: GroupView) -> Tensor:
         """What a group is ranked by: (num_channels,), the lowest goes."""
@@ -58,7 +76,7 @@ class SoftFilterPruning(BaseMethod):
         """The ranking's scores over their group's mean."""
         tensors = dict(named_tensors(self.model))
         found: dict[str, Tensor] = {}
-        for group in self.graph.prunable:
+        for group in self.groups:
             scores = self.rank(GroupView(group, tensors, self.graph.norms)).double().cpu()
             found[group.name] = scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
         return found
@@ -87,7 +105,7 @@ class SoftFilterPruning(BaseMethod):
     def _slices(self, gradients: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """What is zeroed (or its gradient), its channel axis first, and the positions of the zeroed channels."""
         tensors = dict(named_tensors(self.model))
-        for group in self.graph.prunable:
+        for group in self.groups:
             gone = ~self._kept[group.name]
             for name, axis, positions in self._emitting(group):
                 tensor = tensors[name].grad if gradients else tensors[name]

@@ -5,6 +5,7 @@ from prunus.surgery.artifact import load, save
 from prunus.surgery.record import AttributeEdit, SliceEdit, SurgeryRecord
 from prunus.surgery.remove import remove
 from prunus.surgery.selected_inputs import select_inputs
+from prunus.surgery.selected_norms import select_streams
 from prunus.surgery.silence import silence
 from prunus.surgery.verify import randomise, verify
 
@@ -18,6 +19,7 @@ __all__ = [
     "remove",
     "save",
     "select_inputs",
+    "select_streams",
     "silence",
     "verify",
 ]

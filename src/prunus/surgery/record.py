@@ -62,7 +62,10 @@ class BiasEdit:
 
 @dataclass(frozen=True, eq=False)
 class SelectEdit:
-    """Let the layer at this dotted path read only these channels of its input (int64); its weight is sliced along."""
+    """Let the layer at this dotted path read only these channels of its input (int64); its weight is sliced along.
+
+    A batch norm's selection is of all channels, and its buffer ``selected`` is sliced like any tensor.
+    """
 
     layer: str
     values: Tensor

@@ -17,7 +17,8 @@ from prunus.surgery.emptied import replace_emptied
 from prunus.surgery.record import AttributeEdit, BiasEdit, IndexEdit, SelectEdit, SliceEdit, SurgeryRecord, current_versions
 from prunus.surgery.repair import attribute_edits, fits, index_edits, set_attribute
 from prunus.surgery.replaced import ReplaceEdit, replace_layers, why_not_replaceable
-from prunus.surgery.selected_inputs import give_selection, why_not_selecting
+from prunus.surgery.selected_inputs import give_selection, why_not_selectable
+from prunus.surgery.selected_norms import is_batch_norm
 from prunus.types import ChannelGraph, PruningPlan
 
 
@@ -125,6 +126,7 @@ def _misfit(model: nn.Module, record: SurgeryRecord) -> str | None:
     """The first edit that this network can't take, in words."""
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
     modules = dict(model.named_modules(remove_duplicate=False))
+    shapes |= {f"{name}.selected": (len(v),) for name, v in record.selections.items() if is_batch_norm(modules.get(name))}
     sliced: set[tuple[str, int]] = set()
     for edit in record.edits:
         if isinstance(edit, AttributeEdit):
@@ -143,10 +145,8 @@ def _misfit(model: nn.Module, record: SurgeryRecord) -> str | None:
         elif isinstance(edit, SelectEdit):
             if edit.layer not in modules:
                 return f"it selects the inputs of the layer `{edit.layer}`, and there is none of that name"
-            if (why := why_not_selecting(modules[edit.layer])) is not None:
-                return f"it selects the inputs of `{edit.layer}`, but {why}"
-            if len(edit.values) != len(record.kept.get(f"{edit.layer}.weight", {}).get(1, ())):
-                return f"it selects {len(edit.values)} inputs of `{edit.layer}`, whose weight isn't cut to as many"
+            if (why := why_not_selectable(modules[edit.layer], edit, record.kept)) is not None:
+                return f"it selects {why}"
         elif isinstance(edit, ReplaceEdit):
             continue
         elif edit.parameter not in shapes:
@@ -180,7 +180,8 @@ def _rebuild(
     for layer in record.biases:
         give_bias(small.get_submodule(layer))
     for layer, values in record.selections.items():
-        give_selection(small.get_submodule(layer), values)
+        left = kept.get(f"{layer}.selected", {}).get(0)
+        give_selection(small.get_submodule(layer), values if left is None else values[left])
     replace_emptied(small)
     if optimizer is not None:
         _move_optimizer(optimizer, model, moved, kept)

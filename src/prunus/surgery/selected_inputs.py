@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunus.errors import UnknownName, UnsupportedNetwork
 from prunus.graph.build import fingerprint
 from prunus.surgery.record import AttributeEdit, Edit, SelectEdit, SliceEdit, SurgeryRecord, current_versions
+from prunus.surgery.selected_norms import give_norm_selection, is_batch_norm, norm_width, why_no_selection
 
 _Layer = nn.Module if TYPE_CHECKING else object
 
@@ -105,6 +106,22 @@ def why_not_selecting(layer: nn.Module) -> str | None:
     return None if groups == 1 else f"it has {groups} groups, each with inputs of its own"
 
 
+def why_not_selectable(layer: nn.Module, edit: SelectEdit, kept: Mapping[str, Mapping[int, Tensor]]) -> str | None:
+    """Why a record's selection doesn't fit this layer of a fresh network, in words, or None. ``kept``: the record's."""
+    is_norm = is_batch_norm(layer)
+    if (why := (why_no_selection if is_norm else why_not_selecting)(layer)) is not None:
+        return f"the inputs of `{edit.layer}`, but {why}"
+    if is_norm:
+        if not torch.equal(edit.values, torch.arange(norm_width(layer))):
+            return f"{len(edit.values)} inputs of `{edit.layer}`, and a norm's selection starts from all {norm_width(layer)}"
+        buffer, weight = (kept.get(f"{edit.layer}.{name}", {}).get(0) for name in ("selected", "weight"))
+        same = buffer is weight or (buffer is not None and weight is not None and torch.equal(buffer, weight))
+        return None if same else f"inputs of `{edit.layer}`, whose weight isn't cut along"
+    if len(edit.values) != len(kept.get(f"{edit.layer}.weight", {}).get(1, ())):
+        return f"{len(edit.values)} inputs of `{edit.layer}`, whose weight isn't cut to as many"
+    return None
+
+
 def _check_inputs(name: str, inputs: Tensor, layer: Any) -> None:
     numbers, size = [int(n) for n in inputs.tolist()], layer.weight.shape[1]
     if not 0 < len(numbers) < size or sorted(set(numbers)) != numbers or not (numbers[0] >= 0 and numbers[-1] < size):
@@ -115,6 +132,9 @@ def _check_inputs(name: str, inputs: Tensor, layer: Any) -> None:
 
 def give_selection(layer: Any, selected: Tensor) -> None:
     """Let the layer read these channels, in place; its weight and width are those of the selection already."""
+    if type(layer) not in (*SELECTING, *SELECTING.values()):
+        give_norm_selection(layer, selected)
+        return
     if type(layer) in SELECTING:
         layer.__class__ = SELECTING[type(layer)]
     layer.register_buffer("selected", selected.to(layer.weight.device).clone())
