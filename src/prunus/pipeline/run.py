@@ -26,6 +26,7 @@ from prunus.pipeline.networks import Networks
 from prunus.pipeline.preferences import PAGE, write_preferences
 from prunus.pipeline.prune import PruneResult, prune
 from prunus.pipeline.result import assemble, stage_title
+from prunus.pipeline.result_hash import result_hash
 from prunus.pipeline.rounds import carried, meets, plan_round, recalled, remembered, removed_channels, tries_plans
 from prunus.pipeline.sparsity import Decided, check_method, recalled_plan, train_sparse
 from prunus.pipeline.stages import Stages, write_json
@@ -122,6 +123,7 @@ class _Run:
         result = assemble(
             self.recipe, self.results, rounds, self.full, record, self.out, self.stages.file("base.prunus"), self.data
         )
+        result["hash"] = result_hash(result)
         write_json(self.out / "result.json", result)
         write_report(result, self.out / "report.html")
         return result
