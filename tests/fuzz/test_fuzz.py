@@ -36,10 +36,10 @@ def read_damaged(folder: Path, first: int, last: int) -> tuple[list[str], dict[s
 
 
 def test_some_damaged_files(tmp_path: Path) -> None:
-    wrong, counts = read_damaged(tmp_path / "sandbox", 0, 400)
+    wrong, counts = read_damaged(tmp_path / "sandbox", 0, 300)
     assert not wrong, "\n".join(wrong)
-    assert sum(counts.values()) == 400
-    assert sum(count for name, count in counts.items() if not name.endswith(" read")) > 150
+    assert sum(counts.values()) == 300
+    assert sum(count for name, count in counts.items() if not name.endswith(" read")) > 120
 
 
 @pytest.mark.slow
