@@ -237,8 +237,10 @@ class Recipe(Section):
 
     name: str = Field("run", pattern=r"^[\w.-]+$", description="name of the run, in the report's header")
     seed: int = Field(0, ge=0, description="of everything random")
-    log_with: Literal["tensorboard"] | None = Field(
-        None, description="also write every epoch into the folder logs of the run, for TensorBoard; none: the report alone"
+    log_with: Literal["tensorboard", "trackio"] | None = Field(
+        None,
+        description="also write every epoch, for TensorBoard into the folder logs of the run, for trackio into its own database, "
+        "as a project of the recipe's name; none: the report alone",
     )
     model: ModelConfig
     data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]

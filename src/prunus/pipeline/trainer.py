@@ -18,7 +18,7 @@ from prunus.training import evaluate, fastest, measure_training_speed, memory_fo
 from prunus.training.distill import DistillationLoss
 from prunus.training.features import FeatureLoss, feature_pairs
 from prunus.training.objective import Objective
-from prunus.training.tracking import EpochTracker
+from prunus.training.tracking import track
 from prunus.training_hooks import SparsityMethod
 
 SEEDS_PER_PHASE = 1000  # phases draw different images, and the seeds of recipes are small numbers
@@ -98,7 +98,8 @@ class Trainer:
         if teacher is not None:  # its loss smooths labels itself
             settings = settings.model_copy(update={"label_smoothing": 0.0})
         distilling = None if teacher is None else self._distilling(teacher, model)
-        tracker = EpochTracker(self.checkpoints.parent / "logs", name) if self.recipe.log_with == "tensorboard" else None
+        tool, folder = self.recipe.log_with, self.checkpoints.parent
+        tracker = None if tool is None else track(tool, folder, self.recipe.name, name, resume=self.resume)
         with distilling.watching() if distilling is not None else nullcontext():
             log = train(
                 model,
