@@ -12,8 +12,8 @@ from prunus.graph.cost import StoredFile, WidthTable
 from prunus.graph.labels import LabelSpace, named_tensors
 from prunus.types import HeldIndex, HeldWidth
 
-_RECORD = 260
-"""Fingerprint, versions and punctuation of a record, the length of the header and its padding."""
+_RECORD = 350
+"""Fingerprint, versions, checksum and punctuation of a record, the length of the header and its padding."""
 _ATTRIBUTES = ("normalized_shape", "out_channels", "in_channels", "groups")
 
 

@@ -25,7 +25,8 @@ class NetworkSlimming(BaseMethod):
     Liu et al., Network Slimming, ICCV 2017. A channel's strength is abs(gamma), averaged where several batch norms act on it
     (residual stages). Departures: exactly as many channels go as asked for, where the released code takes one more
     (``released``); every group keeps its floor (``min_channels``, ``max_pruning_ratio`` of the budget). Repeat it with
-    ``prune.rounds``.
+    ``prune.rounds``. In pre-activation networks and DenseNets ``prune.select_inputs`` (`prunus.surgery.select_streams`) gives the
+    norms that read a stream channels of their own to lose.
 
     Args:
         strength: factor of the penalty.
