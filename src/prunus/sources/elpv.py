@@ -15,6 +15,7 @@ from prunus.sources.splits import SPLIT_SEED, draw_share
 
 _PACKAGE, _FOLDER = "elpv-dataset", "elpv_dataset/data"
 _LABELS = "labels.csv"
+_MOST_BYTES = 2**21
 _TEST_SHARE = 0.25
 CLASS_NAMES = ("functional", "defective")
 _NOTE = (
@@ -45,8 +46,8 @@ def elpv(path: str, *, any_size: bool, check_images: bool) -> Splits:
     archive = open_archive(path or _installed())
     cells = _cells(archive)
     labels = [int(cell.probability >= 0.5) for cell in cells]
-    strata = sorted({(cell.probability, cell.kind) for cell in cells})
-    rest, test = draw_share([strata.index((cell.probability, cell.kind)) for cell in cells], _TEST_SHARE, SPLIT_SEED)
+    strata = {stratum: number for number, stratum in enumerate(sorted({(cell.probability, cell.kind) for cell in cells}))}
+    rest, test = draw_share([strata[cell.probability, cell.kind] for cell in cells], _TEST_SHARE, SPLIT_SEED)
     for what, positions in (("training", rest), ("test", test)):
         if len({labels[i] for i in positions}) < 2:
             raise DataError(f"{_LABELS} in {archive.path} has too few cells for {what} images of both classes")
@@ -77,7 +78,10 @@ def _cells(archive: Folder | Zip) -> list[_Cell]:
     if _LABELS not in present:
         raise DataError(f"there is no {_LABELS} in {archive.path}: elpv needs the folder that holds it, with its images/")
     where = f"{_LABELS} in {archive.path}"
-    lines = archive.read(_LABELS).decode("utf-8", errors="replace").splitlines()
+    content = archive.read(_LABELS)
+    if len(content) > _MOST_BYTES:
+        raise DataError(f"{where} has more than {_MOST_BYTES} bytes, ten times the published one: fetch the data set again")
+    lines = content.decode("utf-8", errors="replace").splitlines()
     cells = [_cell(line, f"line {number} of {where}") for number, line in enumerate(lines, 1) if line.strip()]
     lost = [cell.name for cell in cells if cell.name not in present]
     if lost:

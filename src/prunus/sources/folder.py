@@ -83,7 +83,7 @@ def _class_names(source: str, files: dict[str, dict[str, list[str]]]) -> tuple[s
         raise DataError(f"{source} has the one class {expected[0]!r}: a classifier needs at least two folders in train/")
     for split, classes in files.items():
         lacking = [name for name in expected if name not in classes]
-        foreign = [name for name in sorted(classes) if name not in expected]
+        foreign = sorted(classes.keys() - files["train"].keys())
         for which, names in (("lacks", lacking), ("has, and train/ lacks,", foreign)):
             if names:
                 shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

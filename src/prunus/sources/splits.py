@@ -54,4 +54,7 @@ def limit(labels: Sequence[int], count: int, seed: int) -> list[int]:
 def _shuffled_groups(groups: Sequence[int], seed: int) -> dict[int, list[int]]:
     array = np.asarray(groups)
     random = np.random.RandomState(seed)  # its stream is frozen: the same split with every version of numpy
-    return {int(c): random.permutation(np.flatnonzero(array == c)).tolist() for c in np.unique(array)}
+    order = np.argsort(array, kind="stable")
+    found, starts = np.unique(array[order], return_index=True)
+    members = np.split(order, starts[1:])
+    return {int(group): random.permutation(part).tolist() for group, part in zip(found, members, strict=True)}

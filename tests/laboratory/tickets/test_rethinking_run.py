@@ -88,6 +88,9 @@ def test_folders_that_are_no_finished_run(finished: Path, tmp_path: Path) -> Non
         jobs_of(recipe(tmp_path))
     half = tmp_path / "half"
     shutil.copytree(finished, half)
+    (half / "result.json").write_text('{"groups": []}')
+    with pytest.raises(ArtifactError, match=r"half/result.json isn't the result of a run: make it anew"):
+        jobs_of(recipe(half))
     (half / "stages" / "round-1-prune.prunus").unlink()
     with pytest.raises(ArtifactError, match="the pruned network"):
         jobs_of(recipe(half))
@@ -97,6 +100,7 @@ def test_weights_from_elsewhere_need_a_length(finished: Path, tmp_path: Path) ->
     other = tmp_path / "given"
     shutil.copytree(finished, other)
     tree = json.loads((other / "recipe.json").read_text())
+    del tree["sha256"]
     tree["model"]["weights"] = "trained.safetensors"
     (other / "recipe.json").write_text(json.dumps(tree))
     with pytest.raises(RecipeError, match=r"from elsewhere \(trained.safetensors\).*say it with rethinking.epochs"):

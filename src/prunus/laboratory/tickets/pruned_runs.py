@@ -26,7 +26,7 @@ class PrunedRun:
     def read(cls, folder: Path) -> PrunedRun:
         """Raises `ArtifactError` where the folder isn't that of a finished run, or its files are damaged."""
         names = [folder / "result.json", folder / "recipe.json", folder / "stages" / "base.prunus"]
-        rounds = sorted((folder / "stages").glob("round-*-prune.prunus"), key=lambda file: int(file.name.split("-")[1]))
+        rounds = sorted((folder / "stages").glob("round-*-prune.prunus"), key=lambda file: (len(file.name), file.name))
         missing = [str(name.relative_to(folder)) for name in names if not name.is_file()]
         if missing or not rounds:
             told = ", ".join(missing) or "the pruned network (stages/round-1-prune.prunus)"
@@ -35,7 +35,16 @@ class PrunedRun:
                 f"`prunus run RECIPE --out {folder}`"
             )
         recipe = parse_recipe(read_json(names[1]), str(names[1]))
-        return cls(folder, recipe, read_json(names[0]), rounds[-1])
+        found = cls(folder, recipe, read_json(names[0]), rounds[-1])
+        try:
+            whole = 0 < found.channels <= 1 and {"before", "after"} <= found.result["networks"].keys()
+        except (KeyError, TypeError, AttributeError, ArithmeticError):
+            whole = False
+        if not whole:
+            raise ArtifactError(
+                f"{names[0]} isn't the result of a run: make it anew with `prunus run RECIPE --out {folder} --resume`"
+            )
+        return found
 
     @property
     def base(self) -> Path:
