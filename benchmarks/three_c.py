@@ -90,6 +90,7 @@ def ways(model: nn.Module, samples: list[Any]) -> dict[str, Callable[[prunus.Bud
         "spatial factors": lambda budget: factors(budget, channels=False),
         "channel factors": lambda budget: factors(budget, spatial=False),
         "both factors": factors,
+        "CP factors": lambda budget: factors(budget, spatial=False, channels=False, cp=True),
         "3C": all_three,
     }
 

@@ -1,4 +1,4 @@
-"""Tucker-2 (tensorly) beside the factors that `factorize` makes: error of each layer's response at equal multiply-adds.
+"""Tucker-2 and CP (tensorly) beside the factors that `factorize` makes: error of each layer's response at equal multiply-adds.
 
     python benchmarks/tucker.py --data PATH/cifar10_jpeg.zip --weights resnet20_cifar10.safetensors     # needs tensorly
 
@@ -6,9 +6,10 @@ The 3x3 convolutions inside the blocks of ResNet-20 with its trained weights on 
 k x k core, 1x1 by `tensorly.decomposition.partial_tucker`; spatial factors, as they are and with the second one refitted; the
 low-rank map of responses; spatial factors and, where it keeps more energy, that map behind them. Tucker-2 also with its last
 factor refitted by least squares, and with core and last factor fitted to the data (reduced rank on the inputs that its first
-factor gives). Ranks: those that keep most of the energy within the multiply-adds, as `factorize` chooses them. Squared error on
-256 held-out images as a share of the response's variance, after a constant, fit on 512; 20 points an image, three seeds for
-images and points. One core-minute. The committed run had tensorly 0.10.
+factor gives). CP: 1x1, depthwise k x k, 1x1 by `tensorly.decomposition.parafac`, as it is and with the last one refitted. Ranks:
+those that keep most of the energy within the multiply-adds, as `factorize` chooses them. Squared error on 256 held-out images as
+a share of the response's variance, after a constant, fit on 512; 20 points an image, three seeds for images and points. One and a
+half core-minutes. The committed run had tensorly 0.10.
 """
 
 from __future__ import annotations
@@ -123,9 +124,9 @@ def factors(conv: nn.Conv2d, covariance: Tensor, share: float) -> dict[str, Tens
 
 
 def tucker(kernel: Tensor, weight: Tensor, covariance: Tensor, most: float, area: int) -> dict[str, Tensor]:
-    """The three kinds of Tucker-2."""
+    """The three kinds of Tucker-2, and both of CP."""
     from tensorly import set_backend
-    from tensorly.decomposition import partial_tucker
+    from tensorly.decomposition import parafac, partial_tucker
 
     set_backend("pytorch")
     outputs, inputs, k, _ = kernel.shape
@@ -139,7 +140,12 @@ def tucker(kernel: Tensor, weight: Tensor, covariance: Tensor, most: float, area
     (core, (last, first)), _ = partial_tucker(kernel, rank=[q, r], modes=[0, 1], init="svd", n_iter_max=100)
     inner = torch.einsum("qrhw,ir->qihw", core, first).flatten(1)
     reading = torch.einsum("ir,hx,wy->rhwixy", first, torch.eye(k).double(), torch.eye(k).double()).reshape(r * k * k, -1)
+    parts = int(most // (inputs * area + k * k + outputs))
+    scales, (rows, columns, windows) = parafac(kernel.flatten(2), parts, n_iter_max=100, init="random", random_state=0)
+    depthwise = torch.einsum("r,ir,ar->ria", scales, columns, windows).flatten(1)
     return {
+        "CP": rows @ depthwise,
+        "CP, last factor refitted": refitted(weight, depthwise, covariance),
         "Tucker-2": last @ inner,
         "Tucker-2, last factor refitted": refitted(weight, inner, covariance),
         "Tucker-2, core and last factor fitted": low_rank(refitted(weight, reading, covariance), covariance, q),

@@ -49,9 +49,10 @@ ONLY_IN = {
     "plotly": {"report"},
     "timm": {"sources"},
     "sklearn": {"sources", "importance", "reconstruction"},
+    "tensorly": {"reconstruction"},
     "optuna": {"allocation"},
 }
-EXTRAS = {("importance", "sklearn"), ("allocation", "optuna"), ("reconstruction", "sklearn")}
+EXTRAS = {("importance", "sklearn"), ("allocation", "optuna"), ("reconstruction", "sklearn"), ("reconstruction", "tensorly")}
 """Imports of the core that only one function makes, when it is called, and whose absence it reports."""
 
 

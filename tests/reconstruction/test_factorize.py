@@ -202,7 +202,12 @@ def _axes(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return basis, basis.T
 
 
-WAYS = {"spatial": {"channels": False}, "channels": {"spatial": False}, "both": {}}
+WAYS = {
+    "spatial": {"channels": False},
+    "channels": {"spatial": False},
+    "both": {},
+    "cp": {"spatial": False, "channels": False, "cp": True},
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -215,7 +220,9 @@ def test_a_factorised_network_meets_the_budget_and_loads(way: str, relu_aware: b
     assert counted == found.macs <= 0.6 * found.macs_before
     assert found.rows and all(isinstance(found.model.get_submodule(layer), nn.Sequential) for layer in found.rows)
     kernels = {part.kernel_size for row in found.rows.values() for part in row}
-    assert kernels <= {"spatial": {(3, 1), (1, 3)}, "channels": {(3, 3), (1, 1)}}.get(way, {(3, 1), (1, 3), (3, 3), (1, 1)})
+    assert kernels <= {"spatial": {(3, 1), (1, 3)}, "channels": {(3, 3), (1, 1)}, "cp": {(3, 3), (1, 1)}}.get(
+        way, {(3, 1), (1, 3), (3, 3), (1, 1)}
+    )
     assert error(found.model, full, batches[0]) < 0.2
     prunus.save(found.model, found.record, tmp_path / "factorised.prunus")
     again = prunus.load(tmp_path / "factorised.prunus", Vgg().double()).eval()
@@ -283,6 +290,21 @@ def test_a_factorised_network_can_be_refitted_to_the_original() -> None:
     inside = {f"{layer}.{i}.weight" for layer, row in found.rows.items() for i in range(len(row) - 1)}
     assert set(report.not_fitted) == inside
     assert all("inside a row of layers" in why for why in report.not_fitted.values())
+
+
+def test_a_row_with_a_depthwise_layer_is_read_back_and_checked() -> None:
+    full, batches = vgg()
+    found = factorize(full, batches, Budget(macs=0.6), points=40, **WAYS["cp"])
+    rank = next(iter(found.rows.values()))[1].groups
+    text = found.record.to_json()
+    assert rank > 1 and f'"groups": {rank}' in text
+    for bad in ("0", "-1", "true", str(rank + 1)):
+        with pytest.raises(ArtifactError, match="a layer of kind 'conv2d' is malformed"):
+            prunus.SurgeryRecord.from_json(text.replace(f'"groups": {rank}', f'"groups": {bad}', 1))
+    assert prunus.SurgeryRecord.from_json(text).to_json() == text
+    plain = factorize(full, batches, Budget(macs=0.6), points=40).record.to_json()
+    older = plain.replace(', "groups": 1', "")  # written before rows could have groups
+    assert older != plain and prunus.SurgeryRecord.from_json(older).to_json() == plain
 
 
 def test_a_damaged_record_is_refused() -> None:

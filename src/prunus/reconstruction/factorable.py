@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,6 +18,7 @@ from prunus.importance.points import draw_points, output_positions, outputs_at
 from prunus.importance.readers import reading_call
 from prunus.reconstruction.layer_sites import Site
 from prunus.reconstruction.normal_equations import NormalEquations
+from prunus.reconstruction.polyadic import cp_energies
 from prunus.reconstruction.ranks import Candidate, spatial_energies
 from prunus.reconstruction.reading_layers import in_evaluation
 from prunus.surgery.replaced import Kind, LayerShape
@@ -77,6 +79,7 @@ def candidates_of(
     run: DataRun,
     spatial: bool,
     channels: bool,
+    cp: bool,
     points: int,
     seed: int,
 ) -> dict[str, Candidate]:
@@ -88,7 +91,9 @@ def candidates_of(
         square = spatial and shape.kind == "conv2d" and min(shape.kernel_size) > 1
         responses = torch.linalg.eigvalsh(covariances[f"{layer}.weight"]).flip(0).cpu().numpy() if channels else None
         energies = spatial_energies(weight.detach()) if square else None
-        found[layer] = Candidate(shape, sites[f"{layer}.weight"].layer.calls[0].extent, energies, responses)
+        extent = sites[f"{layer}.weight"].layer.calls[0].extent
+        parts = cp_energies(shape, weight, extent, seed) if cp and math.prod(shape.kernel_size) > 1 else None
+        found[layer] = Candidate(shape, extent, energies, responses, parts)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Convolutions replaced by rows of cheaper ones: spatial factors, low-rank responses, or both."""
+"""Convolutions replaced by rows of cheaper ones: spatial factors, low-rank responses, both, or CP factors."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from prunus.reconstruction.layer_samples import check_repeatable, samples
 from prunus.reconstruction.layer_sites import Site, find_sites
 from prunus.reconstruction.normal_equations import NormalEquations
 from prunus.reconstruction.original import Original
+from prunus.reconstruction.polyadic import cp_factors
 from prunus.reconstruction.ranks import Candidate, Ranks, choose_ranks
 from prunus.surgery import SurgeryRecord
 from prunus.surgery.replaced import LayerShape, ReplaceEdit
@@ -66,6 +67,7 @@ def factorize(
     *,
     spatial: bool = True,
     channels: bool = True,
+    cp: bool = False,
     keep: Iterable[str] = (),
     relu_aware: bool = True,
     forward_fn: ForwardFn | None = None,
@@ -76,10 +78,14 @@ def factorize(
     """Replace convolutions by rows of cheaper ones; ``model`` is untouched.
 
     ``spatial``: k x k becomes k x 1 and 1 x k (Jaderberg et al., BMVC 2014). ``channels``: fewer outputs and a pointwise layer
-    that makes all of them from those (Zhang et al. 2015). Ranks are chosen for all layers together: the largest product of what
-    they keep of each layer's energy within the budget. Layers are solved from front to back on what the factorised network gives
-    there, for what the original gave; ``relu_aware``: for what it gave behind the ReLU, where there is one. Where only spatial
-    factors are made, the second one is refitted by least squares. Neighbours are merged where that saves multiply-adds.
+    that makes all of them from those (Zhang et al. 2015). ``cp``: a pointwise layer, a depthwise one of the layer's kernel, a
+    pointwise one (Lebedev et al. 2015; see `prunus.reconstruction.polyadic.cp_factors`): at equal multiply-adds nearest to the
+    layer (ADR 18), but depthwise layers are slow for their multiply-adds on most machines, and finding the factors takes seconds
+    for a layer of 64 channels, minutes for one of 256. Ranks are chosen for all layers together, and of the ways that are on, one
+    for each layer: the largest product of what they keep of each layer's energy within the budget. Layers are solved from front
+    to back on what the factorised network gives there, for what the original gave; ``relu_aware``: for what it gave behind the
+    ReLU, where there is one. Where only spatial or CP factors are made, the last one is refitted by least squares. Neighbours are
+    merged where that saves multiply-adds.
 
     Args:
         data: batches ``(inputs, targets)`` or inputs alone: a loader or a list.
@@ -91,17 +97,17 @@ def factorize(
         NothingPruned: no layer can be factorised, or the network meets the budget already.
         BudgetNotMet: ranks of one cost more.
         VerificationFailed: a row isn't the product of its factors.
-        EvidenceError: the data can be gone through once only.
+        EvidenceError: the data can be gone through once only, or ``cp`` without tensorly.
     """
     run = DataRun(data, forward_fn=forward_fn, batches=batches)
     check_repeatable(run)
     example = run.inputs(to_device(next(iter(run)), model))
     sites = find_sites(model, example, forward_fn)
     shapes, refused = factorable_layers(model, sites, tuple(keep))
-    if not shapes or not (spatial or channels):
+    if not shapes or not (spatial or channels or cp):
         raise NothingPruned("no layer can be factorised: only convolutions without groups, padded with zeros, used once, can")
     macs = trace(model, example, forward_fn=forward_fn).cost().macs
-    candidates = candidates_of(model, sites, shapes, run, spatial, channels, points, seed)
+    candidates = candidates_of(model, sites, shapes, run, spatial, channels, cp, points, seed)
     ranks = _ranks(candidates, macs, budget)
     work = copy.deepcopy(model)
     edits: list[ReplaceEdit] = []
@@ -150,6 +156,8 @@ def _solved(
     """The row in place of a layer, its weights float64, and the constant behind it where that is another one."""
     weight = dict(named_tensors(original.model))[site.weight].detach().double()
     row: Row = [(shape, weight)] if ranks.spatial is None else spatial_factors(shape, weight, ranks.spatial)
+    if ranks.cp is not None:
+        row = [(part, factor.to(weight.device)) for part, factor in cp_factors(shape, weight, ranks.cp, original.seed)]
     constant: Tensor | None = None
     if ranks.channels is not None:
         x, y, sums = _responses(work, original, site, product(row))

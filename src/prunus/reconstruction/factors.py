@@ -130,7 +130,7 @@ def merged(row: Row) -> Row:
 
 def _joined(a: LayerShape, first: Tensor, b: LayerShape, second: Tensor) -> tuple[LayerShape, Tensor] | None:
     """Two layers as one, where the second is pointwise (strides of one)."""
-    if a.bias or math.prod(b.kernel_size) != 1 or math.prod(b.stride) != 1 or any(b.padding):
+    if a.bias or a.groups > 1 or b.groups > 1 or math.prod(b.kernel_size) != 1 or math.prod(b.stride) != 1 or any(b.padding):
         return None
     weight = (second.flatten(1) @ first.flatten(1)).reshape(b.outputs, *first.shape[1:])
     return replace(a, outputs=b.outputs, bias=b.bias), weight
@@ -138,10 +138,22 @@ def _joined(a: LayerShape, first: Tensor, b: LayerShape, second: Tensor) -> tupl
 
 def product(row: Row) -> Tensor:
     """The weight of the one layer that the row amounts to: (outputs, inputs, *kernel), float64."""
-    kernel = row[0][1].double()
-    for _, weight in row[1:]:
-        kernel = _composed(kernel, weight.double())
+    kernel = _without_groups(*row[0])
+    for shape, weight in row[1:]:
+        kernel = _composed(kernel, _without_groups(shape, weight))
     return kernel
+
+
+def _without_groups(shape: LayerShape, weight: Tensor) -> Tensor:
+    """The weight that a layer without groups would have, float64."""
+    weight = weight.double()
+    if shape.groups == 1:
+        return weight
+    dense = weight.new_zeros(shape.outputs, shape.inputs, *shape.kernel_size)
+    output = torch.arange(shape.outputs, device=weight.device).unsqueeze(1)
+    first = output // (shape.outputs // shape.groups) * weight.shape[1]
+    dense[output, first + torch.arange(weight.shape[1], device=weight.device)] = weight
+    return dense
 
 
 def _composed(first: Tensor, second: Tensor) -> Tensor:
@@ -165,7 +177,7 @@ def run_row(row: Row, x: Tensor, bias: Tensor | None = None) -> Tensor:
 def run_layer(shape: LayerShape, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """What one layer gives."""
     function = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}[shape.kind]
-    return function(x, weight.to(x), bias, shape.stride, shape.padding, shape.dilation)
+    return function(x, weight.to(x), bias, shape.stride, shape.padding, shape.dilation, shape.groups)
 
 
 def macs_of(row: list[LayerShape], extent: tuple[int, ...]) -> int:

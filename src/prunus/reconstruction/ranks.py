@@ -12,28 +12,33 @@ import torch
 from torch import Tensor
 
 from prunus.reconstruction.factors import output_extent, spatial_matrix
+from prunus.reconstruction.polyadic import cp_macs
 from prunus.surgery.replaced import LayerShape
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of one layer: of its spatial factors and of its responses; None: not factorised in this way."""
+    """Ranks of one layer: of its spatial factors, of its responses, of its CP factors; None: not factorised in this way."""
 
     spatial: int | None
     channels: int | None
+    cp: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """A layer that may be factorised. ``spatial``: squared singular values of its kernel; ``responses``: eigenvalues of the
-    covariance of what it gives; each descending, None where it isn't to be factorised so. ``extent``: of one input."""
+    covariance of what it gives; each descending, None where it isn't to be factorised so. ``cp``: ranks and the share of its
+    kernel's energy that CP factors of each keep. ``extent``: of one input."""
 
     shape: LayerShape
     extent: tuple[int, ...]
     spatial: Floats | None
     responses: Floats | None
+    cp: tuple[Ints, Floats] | None = None
 
     @property
     def macs(self) -> float:
@@ -59,6 +64,10 @@ class Candidate:
                 macs.append(first + rank * width * places * outs + behind)
                 energy.append(share * kept)
                 ranks += [Ranks(rank, w) for w in widths]
+        if self.cp is not None:
+            macs.append(self.cp[0].astype(np.float64) * cp_macs(shape, self.extent))
+            energy.append(self.cp[1])
+            ranks += [Ranks(None, None, int(rank)) for rank in self.cp[0]]
         cost, lost = np.concatenate(macs), -np.log(np.concatenate(energy).clip(1e-300))
         useful = (cost < cost[0]) | (np.arange(len(cost)) == 0)
         return cost[useful], lost[useful], [r for r, u in zip(ranks, useful, strict=True) if u]

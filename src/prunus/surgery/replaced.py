@@ -20,7 +20,7 @@ _MOST_GROWTH = 16  # likewise: layers of more weights than so many times those o
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One ordinary layer: a convolution without groups, padded with zeros."""
+    """One ordinary layer: a convolution padded with zeros."""
 
     kind: Kind
     inputs: int
@@ -30,16 +30,19 @@ class LayerShape:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     bias: bool = False
+    groups: int = 1
 
     @property
     def num_weights(self) -> int:
         """Weights without the bias; multiply-adds at one position of the output."""
-        return self.inputs * self.outputs * math.prod(self.kernel_size)
+        return self.inputs // self.groups * self.outputs * math.prod(self.kernel_size)
 
     def build(self, like: Tensor) -> nn.Module:
         """The layer, its weights zero, of the type and on the device of ``like``."""
         extents = (self.kernel_size, self.stride, self.padding, self.dilation)
-        made: Any = cast("Any", _CONVOLUTIONS[self.kind])(self.inputs, self.outputs, *extents, bias=self.bias, device="meta")
+        made: Any = cast("Any", _CONVOLUTIONS[self.kind])(
+            self.inputs, self.outputs, *extents, groups=self.groups, bias=self.bias, device="meta"
+        )
         for name, parameter in list(made.named_parameters()):
             zeros = torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
             setattr(made, name, nn.Parameter(zeros, like.requires_grad))
@@ -102,11 +105,12 @@ def _read_layer(item: Mapping[str, Any]) -> LayerShape:
     extents = {name: tuple(item[name]) for name in ("kernel_size", "stride", "padding", "dilation")}
     rank = int(kind[4])
     least = {"padding": 0}
-    sizes = [item["inputs"], item["outputs"]]
+    sizes, groups = [item["inputs"], item["outputs"]], item.get("groups", 1)
     fine = all(type(n) is int and 0 < n < 2**24 for n in sizes) and type(item["bias"]) is bool
     fine = fine and all(len(values) == rank for values in extents.values())
     fine = fine and all(type(n) is int and least.get(name, 1) <= n < 2**16 for name, ns in extents.items() for n in ns)
-    layer = LayerShape(kind, *sizes, **extents, bias=item["bias"])
+    fine = fine and type(groups) is int and groups > 0 and not any(n % groups for n in sizes)
+    layer = LayerShape(kind, *sizes, **extents, bias=item["bias"], groups=groups)
     if not fine or layer.num_weights > _MOST_WEIGHTS:
         raise ValueError(f"a layer of kind {kind!r} is malformed")
     return layer
