@@ -72,7 +72,7 @@ class Widths:
         limits = {target: budget.limit(target, self.full[target]) for target in budget.targets}
         # Costs are whole numbers, but for milliseconds.
         self.limits = {t: limit if t == "latency" else math.floor(limit + 1e-9) or limit for t, limit in limits.items()}
-        if self.gap(whole[0].tolist()) >= 0:
+        if all(self.full[target] <= limit for target, limit in self.limits.items()):
             raise NothingPruned(f"the network already meets the budget ({self.describe(self.full)}): ask for less")
 
     def kept(self, levels: Sequence[int]) -> dict[str, int]:
