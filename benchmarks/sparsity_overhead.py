@@ -1,6 +1,6 @@
 """What a sparsity method adds to a training step: its time over that of plain training, in one process, step about step.
 
-    python benchmarks/sparsity_overhead.py [--rounds 15]
+    python benchmarks/sparsity_overhead.py [--networks digits resnet20] [--rounds 15]
 
 Two networks: three convolutions on 8x8 digits, where every call counts, and ResNet-20 on 32x32 images, where arithmetic does; 64
 images a batch, one thread, random weights, preset `short`, which selects channels most often. A round is twenty steps of each
@@ -8,12 +8,14 @@ method with the end of an epoch (what soft pruning does there) behind them, each
 is the median over the rounds of a method's CPU time over the mean of the plain ones beside it. CPU time, because on one thread
 that is the time of a quiet machine. AOFP scores all layers in every step. Targets: 1.15 for slimming, ista, sfp and resrep, 2.2
 for aofp. The row "compactors alone" is plain training of the network with ResRep's matrices in it: what can't be had for less, as
-on the digits network they are 30 % more multiply-adds (on ResNet-20 6 %).
+on the digits network they are 30 % more multiply-adds (on ResNet-20 6 %). Networks that aren't named keep what was measured
+before.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 import warnings
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from _digits_network import network
-from _during_training import dots, store
+from _during_training import RESULTS, dots, store
 from torch import Tensor, nn
 
 import prunus
@@ -101,20 +103,22 @@ def ratios(build: Callable[[], nn.Module], shape: tuple[int, ...], rounds: int) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    asked = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", prunus.PrunusWarning)
-    tree: dict[str, Any] = {"rounds": rounds, "steps": STEPS, "targets": TARGETS, "networks": {}}
-    for network_name, (build, shape) in NETWORKS.items():
-        found = ratios(build, shape, rounds)
+    stored = RESULTS / "sparsity_overhead.json"
+    networks: dict[str, Any] = json.loads(stored.read_text())["networks"] if stored.exists() else {}
+    for network_name in asked.networks:
+        found = ratios(*NETWORKS[network_name], asked.rounds)
         medians = {name: statistics.median(values) for name, values in found.items()}
-        met = {name: medians[name] <= target for name, target in TARGETS.items() if name in medians}
-        tree["networks"][network_name] = {"median": medians, "met": met, "ratios": found}
+        met = {name: medians[name] <= target for name, target in TARGETS.items()}
+        networks[network_name] = {"rounds": asked.rounds, "median": medians, "met": met, "ratios": found}
         print(network_name, {name: round(value, 3) for name, value in medians.items()}, flush=True)
-    store("sparsity_overhead", tree)
-    medians = {f"{name}, {n}": [found["median"][name]] for n, found in tree["networks"].items() for name in found["median"]}
-    dots("sparsity_overhead", "A training step, over that of plain training", "ratio (median)", medians)
+        store("sparsity_overhead", {"steps": STEPS, "targets": TARGETS, "networks": networks})
+    rows = {f"{name}, {n}": [median] for n, found in networks.items() for name, median in found["median"].items()}
+    dots("sparsity_overhead", "A training step, over that of plain training", "ratio (median)", rows)
 
 
 if __name__ == "__main__":
