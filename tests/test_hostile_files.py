@@ -93,6 +93,9 @@ def test_a_file_without_an_end_is_not_read(tmp_path: Path) -> None:
         ("seed = " + "9" * 5_000, "can't be read as TOML"),
         ("#" * 2**20 + "#", "more than 1048576 bytes"),
         ('name = "../../elsewhere"', "name: String should match pattern"),
+        ("prune.budget = 0.5", r"prune\.budget: Input should be a valid dictionary"),
+        ("recover.rungs = 3\nprune.budget.macs = 0.5", r"recover\.rungs: Input should be a valid tuple"),
+        ("recover = 3\nprune = 4\nmodel = 5", r"recover: Input should be"),
     ],
 )
 def test_recipes(tmp_path: Path, text: str, message: str) -> None:

@@ -182,7 +182,8 @@ class RecoverConfig(OptimizerConfig):
         if not isinstance(given, dict):
             return given
         tree = cast("dict[str, Any]", given)
-        taught = DISTILLATION if "distill" in (tree.get("rungs") or ()) else {}
+        rungs: Any = tree.get("rungs")
+        taught = DISTILLATION if isinstance(rungs, list | tuple) and "distill" in rungs else {}
         return {**taught, **PRESETS.get(str(tree.get("preset")), {}), **tree}
 
     @model_validator(mode="after")

@@ -122,9 +122,12 @@ class PruneConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_for_latency(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "latency" in cast("dict[str, Any]", value).get("budget", ()):
-            return {"allocator": "knapsack", "multiple_of": "auto", **value}
-        return value
+        if not isinstance(value, dict):
+            return value
+        tree = cast("dict[str, Any]", value)
+        asked: Any = tree.get("budget")
+        on_latency = isinstance(asked, dict | str) and "latency" in asked
+        return {"allocator": "knapsack", "multiple_of": "auto", **tree} if on_latency else tree
 
     @field_validator("budget", mode="before")
     @classmethod

@@ -130,6 +130,8 @@ def in_header(content: bytes, rng: random.Random) -> bytes:
 
 _TOML = (
     "nan",
+    "0.5",
+    "['a']",
     "-inf",
     "1e999",
     "9" * 5_000,
