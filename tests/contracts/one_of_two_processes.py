@@ -19,6 +19,7 @@ from torch import Tensor
 import prunus
 from prunus.importance.evidence import DataRun
 from prunus.importance.oracle_batches import Ablation, Batch
+from prunus.importance.shared_evidence import MEANS
 from prunus.surgery import randomise
 from small_nets import Plain, batches, images
 
@@ -29,7 +30,11 @@ SHARED: list[tuple[str, dict[str, Any]]] = [
     ("oracle", {"greedy": "absolute"}),
 ]
 """Criteria whose work the processes share."""
-ALONE: list[tuple[str, dict[str, Any]]] = [(name, {}) for name, row in prunus.CRITERIA.items() if row.needs and name != "oracle"]
+DIVIDED: list[tuple[str, dict[str, Any]]] = [(name, {}) for name, row in prunus.CRITERIA.items() if row.needs & MEANS.keys()]
+"""Criteria whose minibatches the processes divide."""
+ALONE: list[tuple[str, dict[str, Any]]] = [
+    (name, {}) for name, row in prunus.CRITERIA.items() if row.needs - MEANS.keys() and name != "oracle"
+]
 """Criteria that every process computes for itself."""
 Found = dict[str, dict[str, list[float]]]
 
@@ -50,13 +55,27 @@ def every_score() -> Found:
     """Scores of every criterion that sees data: name and options -> group -> scores."""
     model, graph = network()
     found: Found = {}
-    for criterion, options in (*SHARED, *ALONE):
+    for criterion, options in (*SHARED, *DIVIDED, *ALONE):
         some = data(60 if "racing" in options else 1 if "greedy" in options else 2)
+        if (
+            criterion,
+            options,
+        ) in DIVIDED:  # five batches, the last of them smaller: three for one process, two for the other
+            some = [*data(4), tuple(part[:1] for part in data(1)[0])]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", prunus.PrunusWarning)
             scores = prunus.score(model, graph, criterion, some, seed=4, **options)
         found[f"{criterion} {options}"] = {name: values.tolist() for name, values in scores.by_group.items()}
     return found
+
+
+def own_batches() -> int:
+    """How many of five minibatches go through the network here for a first-order criterion."""
+    model, graph = network()
+    seen: list[int] = []
+    model.register_forward_hook(lambda *_: seen.append(1))
+    prunus.score(model, graph, "taylor", data(5))
+    return len(seen)
 
 
 def own_share() -> list[int]:
@@ -121,6 +140,11 @@ def errors(rank: int) -> dict[str, str]:
         "nan": error_of(oracle(data(1), nan_once_channels_are_silent)),
         "empty": error_of(oracle([])),
         "sizes": error_of(lambda: shared.agreed(lambda: torch.zeros(2 + rank, dtype=torch.float64))),
+        "taylor, sharded": error_of(lambda: prunus.score(model, graph, "taylor", data(4)[rank::2])),
+        "taylor, more": error_of(lambda: prunus.score(model, graph, "taylor", data(2 + rank))),
+        "taylor, broken": error_of(lambda: prunus.score(model, graph, "taylor", broken())),
+        "taylor, empty": error_of(lambda: prunus.score(model, graph, "taylor", [])),
+        "taylor, one batch": error_of(lambda: prunus.score(model, graph, "taylor", data(1))),
         "well": error_of(oracle(data(1))),  # nobody is out of step afterwards
     }
 
@@ -128,7 +152,13 @@ def errors(rank: int) -> dict[str, str]:
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    found = {"scores": every_score(), "share": own_share(), "agreed": agreed(rank), "errors": errors(rank)}
+    found = {
+        "scores": every_score(),
+        "share": own_share(),
+        "batches": own_batches(),
+        "agreed": agreed(rank),
+        "errors": errors(rank),
+    }
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Two processes score as one does: the oracle splits its channels over them, everything else is computed in each."""
+"""Two processes score as one does: the oracle splits its channels, means over data their minibatches, the rest is in each."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     commands = [[sys.executable, str(WORK), str(rank), str(folder)] for rank in (0, 1)]
     runs = [subprocess.Popen(c, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
     try:
-        outputs = [run.communicate(timeout=120)[0] for run in runs]
+        outputs = [run.communicate(timeout=300)[0] for run in runs]
     finally:
         for run in runs:
             run.kill()
@@ -50,7 +50,8 @@ def test_two_processes_score_as_one(both: list[dict[str, Any]], work: ModuleType
     alone = work.every_score()
     assert both[0]["scores"] == both[1]["scores"]
     assert both[0]["scores"].keys() == alone.keys()
-    shared = {f"{criterion} {options}" for criterion, options in work.SHARED}
+    shared = {f"{criterion} {options}" for criterion, options in (*work.SHARED, *work.DIVIDED)}
+    assert {"taylor {}", "apoz {}"} <= shared
     for criterion, by_group in alone.items():
         found = both[0]["scores"][criterion]
         if criterion not in shared:
@@ -58,7 +59,10 @@ def test_two_processes_score_as_one(both: list[dict[str, Any]], work: ModuleType
             continue
         assert found.keys() == by_group.keys()
         for group, values in by_group.items():
-            assert len(set(values)) > 1
+            assert len(set(values)) > 1 or criterion in (
+                "apoz {}",
+                "feature_map_rank {}",
+            )  # nothing is zero, nothing has low rank
             torch.testing.assert_close(torch.tensor(found[group]), torch.tensor(values), rtol=1e-9, atol=1e-13)
 
 
@@ -66,6 +70,10 @@ def test_each_process_silences_its_part_of_the_channels(both: list[dict[str, Any
     """Of groups of 5, 6 and 7 channels."""
     assert both[0]["share"] == [3, 3, 4]
     assert both[1]["share"] == [2, 3, 3]
+
+
+def test_minibatches_are_divided(both: list[dict[str, Any]]) -> None:
+    assert [found["batches"] for found in both] == [3, 2]
 
 
 def test_both_decide_by_the_figures_of_the_first(both: list[dict[str, Any]]) -> None:
@@ -76,16 +84,22 @@ def test_what_is_out_of_step_is_refused_in_both(both: list[dict[str, Any]]) -> N
     other = r"EvidenceError: the processes of this run score on different data \(or on different weights\): "
     for found in both:
         assert found["errors"]["well"] == "none"
-        assert found["errors"]["empty"].startswith("EvidenceError: the data loader yields nothing")
+        assert found["errors"]["empty"].startswith("NoBatches: the data loader yields nothing")
         for name in ("sharded", "sharded, one loss"):
             _matches(
                 other + "batch 1 isn't the same in all of them. The oracle splits channels.*no DistributedSampler", found, name
             )
         _matches(other + "they don't have the same number of batches", found, "sizes")
         _matches(other + "some have no batch 3. The oracle splits channels, not data", found, "more")
+        _matches(other + "batch 1 isn't the same in all of them. Minibatches are divided", found, "taylor, sharded")
+        _matches(other + "they don't have the same number of batches. Minibatches", found, "taylor, more")
+        assert found["errors"]["taylor, empty"].startswith("NoBatches: the data loader yields nothing")
+        assert found["errors"]["taylor, one batch"] == "none"
     stopped = "^EvidenceError: scoring stopped because process 1 failed: its own message says why$"
     _matches(stopped, both[0], "broken")
     _matches("^OSError: the disk is gone$", both[1], "broken")
+    _matches(stopped, both[0], "taylor, broken")
+    _matches("^OSError: the disk is gone$", both[1], "taylor, broken")
     _matches(stopped, both[0], "nan")
     _matches("^EvidenceError: the loss is nan on a scoring batch", both[1], "nan")
 

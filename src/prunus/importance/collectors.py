@@ -17,6 +17,7 @@ from prunus.importance.functionality import preferences
 from prunus.importance.lasso import lasso_entries
 from prunus.importance.oracle_damage import half_damages
 from prunus.importance.oracle_particles import particle_survival
+from prunus.importance.shared_evidence import collect_shared
 from prunus.types import ChannelGraph
 
 
@@ -40,9 +41,17 @@ COLLECTORS: dict[str, Collector] = {
 
 
 def collect(kinds: Collection[str], model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[str, dict[str, Tensor]]:
-    """Evidence of every kind: kind -> group name -> (num_channels,); all statistics of activations come from one pass."""
+    """Evidence of every kind: kind -> group name -> (num_channels,); all statistics of activations come from one pass.
+
+    Several processes divide the work where they can, see `collect_shared` and the oracle.
+    """
     if len(kinds) > 1 and isinstance(run.data, Iterator):  # each kind goes through all of it
         run = replace(run, data=list(islice(run.data, run.batches)))
+    shared = collect_shared(kinds, model, graph, run, _collect)
+    return shared | _collect([kind for kind in kinds if kind not in shared], model, graph, run)
+
+
+def _collect(kinds: Collection[str], model: nn.Module, graph: ChannelGraph, run: DataRun) -> dict[str, dict[str, Tensor]]:
     activations = sorted(kind for kind in kinds if kind in ACTIVATION_KINDS)
     found = activation_statistics(activations, model, graph, run) if activations else {}
     return found | {kind: COLLECTORS[kind](model, graph, run) for kind in sorted(kinds) if kind not in found}

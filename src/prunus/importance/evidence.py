@@ -20,6 +20,10 @@ from prunus.importance.readers import DirectReaders, Gradients, reading_members
 from prunus.types import ChannelGraph, ChannelGroup, ForwardFn, GroupMember, LossFn, call_model, first_tensor, map_tensors
 
 
+class NoBatches(EvidenceError):
+    """The data loader yields nothing."""
+
+
 class NoGradient(EvidenceError):
     """The loss is a number without derivatives, such as a count of errors."""
 
@@ -82,7 +86,7 @@ class DataRun:
             empty = False
             yield batch
         if empty:
-            raise EvidenceError("the data loader yields nothing, so the criterion can't score: check the data set and drop_last")
+            raise NoBatches("the data loader yields nothing, so the criterion can't score: check the data set and drop_last")
 
 
 Collector: TypeAlias = Callable[[nn.Module, ChannelGraph, DataRun], dict[str, Tensor]]

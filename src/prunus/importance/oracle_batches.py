@@ -15,8 +15,8 @@ from prunus.graph.as_found import as_found
 from prunus.graph.gates import Gates
 from prunus.graph.labels import named_tensors
 from prunus.importance.evidence import DataRun, for_gradients, to_device, without
-from prunus.importance.oracle_processes import as_the_first, in_step, several_processes, split
 from prunus.importance.oracle_replay import Lanes, NotReplayable, Recording, record, replay, tensors_in
+from prunus.importance.processes import as_the_first, in_step, several_processes, split
 from prunus.importance.readers import DirectReaders, Reading, reading_members, readings
 from prunus.types import ChannelGraph, first_tensor, map_tensors
 

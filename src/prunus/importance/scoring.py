@@ -39,7 +39,8 @@ def score(
     """Importance of every channel of every prunable group, higher = keep. The model is left as found.
 
     Where several processes run (torchrun, accelerate launch), call it in all of them with the same data, not with shares of it:
-    the oracle splits its channels over the processes, anything else is computed in each, and all get the same scores.
+    the oracle splits its channels over the processes, means over data (taylor, apoz) are collected by each on a part of the
+    minibatches, anything else is computed in each, and all get the same scores.
 
     Args:
         criterion: a name from `CRITERIA`, a weighted sum such as ``"l1 + 0.5*taylor"``, or your own `Criterion`.

@@ -1,4 +1,4 @@
-"""Several processes share the oracle's work: each silences a part of the channels, and all of them end with the same scores."""
+"""Several processes share the work of scoring: by channels or by batches, and all of them end with the same scores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def split(evaluate: Callable[[Tensor], Tensor], channels: Tensor, device: torch.
     except Exception as own:  # the others wait for this process: they must hear of it before it is raised
         error = own
     found = _summed(found, device)
-    _raise_together(error, device)
+    raise_together(error, device)
     return found
 
 
@@ -51,16 +51,16 @@ def in_step(batches: Iterator[Tensor], device: torch.device, tolerances: Tensor)
             figures = next(batches, None)
         except Exception as own:
             error = own
-        _raise_together(error, device)
+        raise_together(error, device)
         number += 1
-        going_on = _gathered(torch.tensor([float(figures is not None)], dtype=torch.float64), device)
+        going_on = gathered(torch.tensor([float(figures is not None)], dtype=torch.float64), device)
         if not bool(going_on.any()):
             return
         if figures is None or not bool(going_on.all()):
-            raise EvidenceError(f"{_OTHER_DATA}: some have no batch {number}. {_EVERY_BATCH}")
-        every = _gathered(figures, device)
+            raise EvidenceError(f"{OTHER_DATA}: some have no batch {number}. {_EVERY_BATCH}")
+        every = gathered(figures, device)
         if bool(((every - every[0]).abs() > tolerances * every[0].abs()).any()):
-            raise EvidenceError(f"{_OTHER_DATA}: batch {number} isn't the same in all of them. {_EVERY_BATCH}")
+            raise EvidenceError(f"{OTHER_DATA}: batch {number} isn't the same in all of them. {_EVERY_BATCH}")
         yield
 
 
@@ -76,24 +76,24 @@ def as_the_first(compute: Callable[[], Tensor], device: torch.device) -> Tensor:
         found = compute()
     except Exception as own:
         error = own
-    _raise_together(error, device)
-    sizes = _gathered(torch.tensor([float(found.numel())], dtype=torch.float64), device)
+    raise_together(error, device)
+    sizes = gathered(torch.tensor([float(found.numel())], dtype=torch.float64), device)
     if bool((sizes != sizes[0]).any()):
-        raise EvidenceError(f"{_OTHER_DATA}: they don't have the same number of batches. {_EVERY_BATCH}")
+        raise EvidenceError(f"{OTHER_DATA}: they don't have the same number of batches. {_EVERY_BATCH}")
     return _summed(found if dist.get_rank() == 0 else torch.zeros_like(found), device)
 
 
-_OTHER_DATA = "the processes of this run score on different data (or on different weights)"
+OTHER_DATA = "the processes of this run score on different data (or on different weights)"
 _EVERY_BATCH = (
     "The oracle splits channels, not data, so every process must see all batches in the same order: give a loader that isn't "
     "sharded (no DistributedSampler, no accelerator.prepare) and shuffles, if at all, with the same seed"
 )
 
 
-def _raise_together(error: Exception | None, device: torch.device) -> None:
+def raise_together(error: Exception | None, device: torch.device) -> None:
     """Raise this process's error, or that another process has one."""
     failed = (
-        _gathered(torch.tensor([float(error is not None)], dtype=torch.float64), device).flatten().nonzero().flatten().tolist()
+        gathered(torch.tensor([float(error is not None)], dtype=torch.float64), device).flatten().nonzero().flatten().tolist()
     )
     if error is not None:
         raise error
@@ -101,7 +101,7 @@ def _raise_together(error: Exception | None, device: torch.device) -> None:
         raise EvidenceError(f"scoring stopped because process {failed[0]} failed: its own message says why")
 
 
-def _gathered(figures: Tensor, device: torch.device) -> Tensor:
+def gathered(figures: Tensor, device: torch.device) -> Tensor:
     """The figures of all processes, float64 (processes, k)."""
     every = torch.zeros(dist.get_world_size(), len(figures), dtype=torch.float64)
     every[dist.get_rank()] = figures
