@@ -55,6 +55,10 @@ class BudgetNotMet(PrunusError):
         self.plan = plan
 
 
+class ProcessError(PrunusError):
+    """Of several processes that carry out one run, another one failed, or they don't agree on a result."""
+
+
 class EvidenceError(PrunusError):
     """Data for a criterion are missing, empty, or give a non-finite loss."""
 

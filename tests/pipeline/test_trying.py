@@ -14,7 +14,7 @@ from torch import nn
 import prunus
 from prunus import Budget
 from prunus.config import parse_recipe
-from prunus.pipeline import trying
+from prunus.pipeline import judge as judging
 from prunus.pipeline.run import run
 from prunus.pipeline.trainer import Trainer
 from small_nets import build, images
@@ -50,7 +50,7 @@ class Stopping:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
         self.left, self.seen = after, 0
-        real = trying.evaluate
+        real = judging.evaluate
 
         def evaluate(*arguments: Any, **options: Any) -> Any:
             if self.left == 0:
@@ -58,7 +58,7 @@ class Stopping:
             self.left, self.seen = self.left - 1, self.seen + 1
             return real(*arguments, **options)
 
-        monkeypatch.setattr(trying, "evaluate", evaluate)
+        monkeypatch.setattr(judging, "evaluate", evaluate)
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)

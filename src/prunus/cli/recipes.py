@@ -92,9 +92,12 @@ def _recipe_file(name: str) -> Generator[Path, None, None]:
 
 def _run(recipe: Any, out: Path, resume: bool, controls: bool = False) -> None:
     from prunus.pipeline.run import run
+    from prunus.training.processes import Processes
 
     with stoppable(f"stopped; the same command with --resume continues the run in {escape(str(out))}"):
         result = run(recipe, out, resume=resume, announce=announcer(), controls=controls)
+    if not Processes().main:  # of several, one speaks
+        return
     console.print(result_table(result))
     for note in result_notes(result):
         console.print(escape(note), soft_wrap=True)

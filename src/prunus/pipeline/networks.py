@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 
 from prunus.config import Recipe
+from prunus.graph.labels import named_tensors
 from prunus.pipeline.stages import Stages
 from prunus.sources import DataBundle, load_model, replace_head
 from prunus.surgery import SurgeryRecord, load, save
@@ -53,5 +56,15 @@ class Networks:
         return read_record(stages.file(f"{stage}.prunus"))
 
     def save(self, stages: Stages, stage: str, model: nn.Module, record: SurgeryRecord) -> None:
-        """Leave ``model`` for later stages."""
-        save(model, record, stages.file(f"{stage}.prunus"))
+        """Leave ``model`` for later stages; several processes must have the same. Raises `ProcessError` where they don't."""
+        stages.processes.agree(f"the network that {stage} leaves", digest(model))
+        stages.processes.by_main(lambda: save(model, record, stages.file(f"{stage}.prunus")))
+
+
+def digest(model: nn.Module) -> str:
+    """A hash of all parameters and buffers, with their names and shapes."""
+    found = hashlib.sha256()
+    for name, tensor in named_tensors(model):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:32]

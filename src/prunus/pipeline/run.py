@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +21,7 @@ from prunus.importance.evidence import DataRun
 from prunus.pipeline.controls import CONTROLS, Controls
 from prunus.pipeline.deliver import deliver
 from prunus.pipeline.images import load_images
+from prunus.pipeline.judge import Judge
 from prunus.pipeline.ladder import TITLES, Fall, Ladder, judged_title
 from prunus.pipeline.networks import Networks
 from prunus.pipeline.preferences import PAGE, write_preferences
@@ -28,13 +29,16 @@ from prunus.pipeline.prune import PruneResult, prune
 from prunus.pipeline.result import assemble, stage_title
 from prunus.pipeline.result_hash import result_hash
 from prunus.pipeline.rounds import carried, meets, plan_round, recalled, remembered, removed_channels, tries_plans
+from prunus.pipeline.shared_timer import SharedTimer
 from prunus.pipeline.sparsity import Decided, check_method, recalled_plan, train_sparse
 from prunus.pipeline.stages import Stages, write_json
+from prunus.pipeline.timer import Timer
 from prunus.pipeline.trainer import Compute, Trainer
 from prunus.pipeline.transfer import train_head
-from prunus.pipeline.trying import Judge, PlansAreTried, stop_at_the_first_plan
+from prunus.pipeline.trying import PlansAreTried, stop_at_the_first_plan
 from prunus.report import write_report
 from prunus.surgery import SurgeryRecord, save, select_streams
+from prunus.training.processes import Processes
 from prunus.training_hooks import SparsityTask
 from prunus.types import Budget, ChannelGraph
 
@@ -71,13 +75,15 @@ def run(
 class _Run:
     def __init__(self, recipe: Recipe, out: Path, resume: bool, announce: Callable[[str], None]) -> None:
         self.recipe, self.out = recipe, out
+        self.processes = Processes()
+        self.processes.by_main(lambda: load_images(recipe, at_least=EXAMPLES) and None)  # downloads and checks images once
         self.data = load_images(recipe, at_least=EXAMPLES)
         self.examples = torch.stack([self.data.test[i][0] for i in range(EXAMPLES)])
         self.trainer = Trainer(recipe, self.data, out / "checkpoints", resume)
         self.ladder = Ladder(self.trainer, recipe.recover)
         self.networks = Networks(recipe, self.data, self.examples)
         self._check_before_training()
-        self.stages = Stages(out, recipe.model_dump(mode="json"), resume, announce)
+        self.stages = Stages(out, recipe.model_dump(mode="json"), resume, announce, self.processes)
         self.results: dict[str, dict[str, Any]] = {}
         self.latest = ""  # the stage that left the network that the next one takes up
 
@@ -116,9 +122,12 @@ class _Run:
         if self.recipe.recover.final_epochs:
             self._step("final-fine-tune", lambda model, record: self._final_fine_tune(model, record, rounds))
         if "preferences" in self.needs:
-            self._do("gallery", self._gallery, f"../{PAGE}")
-        self._do("export", self._export, "../small.prunus")
+            self._do("gallery", self._gallery, f"../{PAGE}", alone=True)
+        self._do("export", self._export, "../small.prunus", alone=True)
         self._controls(controls, rounds)
+        return self.processes.by_main(lambda: self._finish(rounds))
+
+    def _finish(self, rounds: int) -> dict[str, Any]:
         record = self.networks.record(self.stages, self.latest)
         result = assemble(
             self.recipe, self.results, rounds, self.full, record, self.out, self.stages.file("base.prunus"), self.data
@@ -147,9 +156,13 @@ class _Run:
             last = self.results[f"round-{number}-prune"]["last"]
         return number
 
-    def _do(self, name: str, work: Callable[[], dict[str, Any]], *leaves: str) -> None:
+    def _do(self, name: str, work: Callable[[], dict[str, Any]], *leaves: str, alone: bool = False) -> None:
         begin = time.perf_counter()
-        self.results[name] = self.stages.run(name, lambda: {**work(), "seconds": time.perf_counter() - begin}, leaves)
+
+        def timed() -> dict[str, Any]:
+            return {**work(), "seconds": time.perf_counter() - begin}
+
+        self.results[name] = self.stages.run(name, timed, leaves, alone=alone)
 
     def _step(self, name: str, work: Callable[[nn.Module, SurgeryRecord], Left], leaves: str = "") -> None:
         """A stage that takes up the latest network and leaves another under its own name, or under ``leaves``."""
@@ -177,7 +190,7 @@ class _Run:
 
     def _set_compute(self) -> None:
         """Fixed settings, or the fastest measured; a resumed run keeps what was chosen, for the last digits depend on it."""
-        self._do("compute", lambda: self.trainer.choose_compute(self.networks.build))
+        self._do("compute", lambda: self.trainer.choose_compute(self.networks.build), alone=True)
         chosen = self.results["compute"]
         self.trainer.use(Compute(chosen["threads"], chosen["channels_last"]))
 
@@ -214,25 +227,27 @@ class _Run:
         before = self.results.get(f"round-{number - 1}-prune", {}).get("scores")
         folder = self.stages.file(f"round-{number}-accuracies")
         judge = Judge(self.trainer, settings.trial_images, folder) if tries_plans(asked.allocator) else None
-        result = prune(
-            model,
-            self.examples,
-            asked.budget,
-            settings.criterion,
-            self.trainer.calibration(self.batches, settings.augment) if self.batches else None,
-            self.trainer.loss_fn,
-            allocator=asked.allocator,
-            keep=settings.keep,
-            mixing=settings.mixing,
-            whole_groups=settings.whole_groups,
-            forward_fn=self.trainer.forward_fn,
-            seed=self.recipe.seed,
-            previous=None if before is None else recalled(before),
-            momentum=settings.momentum,
-            evaluate=judge,
-            timing=settings.to_timing(),
-            **settings.criterion_options,
-        )
+        with self._timer(asked.budget) as timer:
+            result = prune(
+                model,
+                self.examples,
+                asked.budget,
+                settings.criterion,
+                self.trainer.calibration(self.batches, settings.augment) if self.batches else None,
+                self.trainer.loss_fn,
+                allocator=asked.allocator,
+                keep=settings.keep,
+                mixing=settings.mixing,
+                whole_groups=settings.whole_groups,
+                forward_fn=self.trainer.forward_fn,
+                seed=self.recipe.seed,
+                previous=None if before is None else recalled(before),
+                momentum=settings.momentum,
+                evaluate=judge,
+                timing=settings.to_timing(),
+                timer=timer,
+                **settings.criterion_options,
+            )
         found = _describe(result)
         if judge is not None:
             found["tried"] = judge.about()
@@ -243,6 +258,12 @@ class _Run:
         if last or not self.recipe.recover.rungs:
             found["evaluation"] = self.trainer.evaluate(result.model, self._titled(number, "after pruning"))
         return result.model, record.compose(result.record), found
+
+    def _timer(self, budget: Budget) -> AbstractContextManager[Timer | None]:
+        """What measures latency: nothing special, or one process for all."""
+        if self.processes.count == 1 or not budget.measured:
+            return nullcontext(None)
+        return SharedTimer(self.processes, self.examples, budget.runtime, self.recipe.prune.to_timing())
 
     def _task(self, budget: Budget) -> SparsityTask:
         return SparsityTask(budget, self.examples, self.recipe.seed, self.trainer.forward_fn)

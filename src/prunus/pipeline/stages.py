@@ -10,14 +10,25 @@ from typing import Any, cast
 
 from prunus.errors import ArtifactError, PrunusWarning, RecipeError
 from prunus.files import DamagedFile, read_json_file, sealed, unsealed, write_atomically
+from prunus.training.processes import Processes
 
 _RECIPE = "recipe.json"
 
 
 class Stages:
-    """Results of stages under ``folder/stages``; ``announce`` is called with the name of every stage that really runs."""
+    """Results of stages under ``folder/stages``; ``announce`` is called with the name of every stage that really runs.
 
-    def __init__(self, folder: Path, recipe: dict[str, Any], resume: bool, announce: Callable[[str], None]) -> None:
+    Of several ``processes`` the main one writes, and all go on with what it found.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: dict[str, Any],
+        resume: bool,
+        announce: Callable[[str], None],
+        processes: Processes | None = None,
+    ) -> None:
         """Start a run in ``folder``, or take up the one that is there.
 
         Raises:
@@ -26,7 +37,11 @@ class Stages:
         """
         self.folder = folder
         self.announce = announce
-        self.seconds: dict[str, float] = {}
+        self.processes = processes or Processes()
+        self.processes.by_main(lambda: self._start(recipe, resume))
+
+    def _start(self, recipe: dict[str, Any], resume: bool) -> None:
+        folder = self.folder
         stored = folder / _RECIPE
         if stored.exists() and any((folder / "stages").glob("*.json")):  # a run that finished no stage is no run
             if not resume:
@@ -51,23 +66,41 @@ class Stages:
                 f"{self.folder} holds a run of another recipe ({'; '.join(changed[:5])}): choose another folder with --out"
             )
 
-    def run(self, name: str, work: Callable[[], dict[str, Any]], leaves: Sequence[str] = ()) -> dict[str, Any]:
+    def run(
+        self, name: str, work: Callable[[], dict[str, Any]], leaves: Sequence[str] = (), *, alone: bool = False
+    ) -> dict[str, Any]:
         """The result of ``work``, or of the earlier run that finished it and whose files (``leaves``) are still there.
 
-        Warnings are shown, and kept with the result.
+        Warnings are shown, and kept with the result. Several processes do ``work`` together, unless it is for one ``alone``.
         """
         path = self.file(f"{name}.json")
-        if path.exists() and all(self.file(file).exists() for file in leaves):
-            return read_json(path)
-        self.announce(name)
+
+        def finished() -> dict[str, Any] | None:
+            return read_json(path) if path.exists() and all(self.file(file).exists() for file in leaves) else None
+
+        found = self.processes.by_main(finished)
+        if found is not None:
+            return found
+        if self.processes.main:
+            self.announce(name)
+        if alone:
+            return self.processes.by_main(lambda: _kept(path, self._carried_out(work)))
+        result = self._carried_out(work)
+        return self.processes.by_main(lambda: _kept(path, result))
+
+    def _carried_out(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", PrunusWarning)
             result = work()
-        for warning in caught:
+        for warning in caught if self.processes.main else ():
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         result["warnings"] = [str(w.message) for w in caught if issubclass(w.category, PrunusWarning)]
-        write_checked(path, result)
         return result
+
+
+def _kept(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    write_checked(path, result)
+    return result
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from prunus.training import evaluate, fastest, measure_training_speed, memory_fo
 from prunus.training.distill import DistillationLoss
 from prunus.training.features import FeatureLoss, feature_pairs
 from prunus.training.objective import Objective
+from prunus.training.processes import Processes, share
 from prunus.training.tracking import track
 from prunus.training_hooks import SparsityMethod
 
@@ -51,6 +52,8 @@ class Trainer:
             load_function(source) if source else None for source in (named.loss, named.metric, named.forward)
         )
         self.compute = Compute(torch.get_num_threads(), False)
+        self.processes = Processes()
+        self.step_images = share(recipe.data.batch_size, self.processes.count)
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -98,12 +101,12 @@ class Trainer:
         if teacher is not None:  # its loss smooths labels itself
             settings = settings.model_copy(update={"label_smoothing": 0.0})
         distilling = None if teacher is None else self._distilling(teacher, model)
-        tool, folder = self.recipe.log_with, self.checkpoints.parent
+        tool, folder = self.recipe.log_with if self.processes.main else None, self.checkpoints.parent
         tracker = None if tool is None else track(tool, folder, self.recipe.name, name, resume=self.resume)
         with distilling.watching() if distilling is not None else nullcontext():
             log = train(
                 model,
-                make_loader(chosen, batch_size=data.batch_size, shuffle=True, **self.decoding, balance=data.balance),
+                make_loader(chosen, batch_size=self.step_images, shuffle=True, **self.decoding, balance=data.balance),
                 settings,
                 seed=self.recipe.seed + SEEDS_PER_PHASE * phase,
                 checkpoint=self.checkpoints / f"{name}.safetensors",

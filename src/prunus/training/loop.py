@@ -29,6 +29,7 @@ from prunus.training.objective import MetricFn, Objective, batch_size
 from prunus.training.optimizers import build_optimizer, learning_rate, total_steps, warmup_steps
 from prunus.training.placement import (
     MixedPrecision,
+    common_order,
     count_batches,
     frozen_batch_norm,
     is_sharded,
@@ -42,6 +43,7 @@ from prunus.training.progress import Report, progress_bar
 from prunus.training.randomness import (
     SeededBatches,
     network_stream,
+    order_of_one,
     restore_network_stream,
     restored_generators,
     seed_epoch,
@@ -219,6 +221,8 @@ class _Run:
         # for every epoch, so that worker processes carry no random state over from the last one.
         batches = share_batches(self.accelerator, self.loader, even=True)
         seed_epoch(self.seed, epoch, self.loader, self.accelerator.process_index)
+        if (common := common_order(self.loader)) is not None:
+            common.manual_seed(order_of_one(self.seed, epoch))
         self.gradients.start_epoch(self.seed, epoch, self.accelerator.process_index)
         set_epoch = getattr(batches if is_sharded(self.accelerator, self.loader) else self.loader, "set_epoch", None)
         if set_epoch is not None:

@@ -7,19 +7,33 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Literal, TypeAlias, cast
+from weakref import WeakSet
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.data_loader import DataLoaderShard, prepare_data_loader
 from accelerate.state import is_initialized
 from accelerate.utils import broadcast, send_to_device
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from prunus.errors import TrainingError
 
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MixedPrecision: TypeAlias = Literal["auto", "no", "fp16", "bf16"]
+
+
+def process_state() -> PartialState:
+    """The processes that this one was launched with, set up to talk to one another.
+
+    On machines without GPUs Accelerate takes what `torchrun` started for so many runs of their own, unless it is told.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        os.environ.setdefault(_USE_CPU, "true")
+    return PartialState(cpu=os.environ.get(_USE_CPU, "").lower() in ("1", "true", "yes", "on", "y", "t"))
+
+
+_USE_CPU = "ACCELERATE_USE_CPU"
 
 
 def start_accelerator(mixed_precision: MixedPrecision = "auto") -> Accelerator:
@@ -31,6 +45,7 @@ def start_accelerator(mixed_precision: MixedPrecision = "auto") -> Accelerator:
     Raises:
         TrainingError: this process already runs with another mixed precision, or the device can't do it.
     """
+    process_state()
     wanted: str | None = mixed_precision
     if mixed_precision == "auto":
         settled = is_initialized() or "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -57,7 +72,9 @@ def share_batches(accelerator: Accelerator, loader: Iterable[Any], *, even: bool
     needs that), uneven shards hold every example exactly once (evaluation needs that). Any other iterable is taken as it is.
     """
     if is_sharded(accelerator, loader):
-        return prepare_data_loader(
+        sampler = getattr(loader, "sampler", None)
+        bare = sampler if isinstance(sampler, RandomSampler) and sampler.generator is None else None
+        prepared = prepare_data_loader(
             cast("DataLoader[Any]", loader),
             accelerator.device,
             accelerator.num_processes,
@@ -67,7 +84,20 @@ def share_batches(accelerator: Accelerator, loader: Iterable[Any], *, even: bool
             dispatch_batches=False,
             even_batches=even,
         )
+        if bare is not None and bare.generator is not None:
+            _COMMON.add(bare)
+        return prepared
     return _Moved(loader, accelerator.device)
+
+
+_COMMON: WeakSet[RandomSampler] = WeakSet()
+"""Samplers that draw from the global generator in one process, and got one of their own for several."""
+
+
+def common_order(loader: Any) -> torch.Generator | None:
+    """What the processes shuffle by, where Accelerate made it so that all draw the same order."""
+    sampler = getattr(loader, "sampler", None)
+    return sampler.generator if isinstance(sampler, RandomSampler) and sampler in _COMMON else None
 
 
 def is_sharded(accelerator: Accelerator, loader: Iterable[Any]) -> bool:

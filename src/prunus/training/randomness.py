@@ -39,6 +39,17 @@ def seed_epoch(seed: int, epoch: int, loader: Any, rank: int = 0) -> None:
         generator.manual_seed(shared)
 
 
+def order_of_one(seed: int, epoch: int) -> int:
+    """What a shuffling sampler without a generator of its own seeds itself with where one process trains.
+
+    It is the second number that is drawn from the stream of `SeededBatches`: the first is the loader's, for its workers. Several
+    processes seed the generator that Accelerate gives the sampler with it, so that they see the images in the same order.
+    """
+    stream = torch.Generator().manual_seed(_derive(seed, epoch, 0))
+    drawn = [int(torch.empty((), dtype=torch.int64).random_(generator=stream).item()) for _ in range(2)]
+    return drawn[1]
+
+
 def _generators(loader: Any, depth: int = 3) -> Iterator[torch.Generator]:
     generator = getattr(loader, "generator", None)
     if isinstance(generator, torch.Generator):
