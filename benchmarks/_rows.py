@@ -29,7 +29,7 @@ from prunus.pipeline.images import load_images
 from prunus.pipeline.networks import Networks
 from prunus.pipeline.result import environment
 from prunus.pipeline.run import EXAMPLES, run
-from prunus.pipeline.stages import Stages
+from prunus.pipeline.stages import Stages, read_json
 from prunus.pipeline.trainer import Compute, Trainer
 from prunus.surgery import load
 
@@ -122,7 +122,7 @@ def make_part(table: Table, name: str, seed: int) -> None:
 
 
 def _share(first: Path, out: Path, recipe: Recipe) -> None:
-    own, other = recipe.model_dump(mode="json"), json.loads((first / "recipe.json").read_text())
+    own, other = recipe.model_dump(mode="json"), read_json(first / "recipe.json")
     differing = [
         part for part in ("seed", "model", "data", "transfer", "train", "functions", "compute") if own[part] != other[part]
     ]
@@ -138,7 +138,7 @@ def _without_pruning(table: Table, row: Row, recipe: Recipe, out: Path) -> None:
     first = table.place(table.rows[0], recipe.seed)
     data = load_images(recipe, at_least=EXAMPLES)
     examples = torch.stack([data.test[i][0] for i in range(EXAMPLES)])
-    stages = Stages(first, json.loads((first / "recipe.json").read_text()), True, lambda _: None)
+    stages = Stages(first, read_json(first / "recipe.json"), True, lambda _: None)
     trainer, networks = Trainer(recipe, data, out, resume=True), Networks(recipe, data, examples)
     chosen = json.loads(stages.file("compute.json").read_text())
     trainer.use(Compute(chosen["threads"], chosen["channels_last"]))

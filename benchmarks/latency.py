@@ -86,9 +86,9 @@ def equal_macs(name: str, runtime: str) -> dict[str, Any]:
     uniform = prunus.remove(model, graph, prunus.allocate(graph, scores, Budget(macs=0.5), "uniform"))[0]
     timed = prunus.time_network(model, graph, inputs, runtime)
     fastest = None
-    for share in (0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35):  # less and less latency, as long as the MACs are used up
+    for percent in range(70, 30, -1):  # less and less latency, as long as the MACs are used up
         try:
-            plan = prunus.allocate(timed, scores, Budget(macs=0.5, latency=share, tolerance=0.02), "knapsack")
+            plan = prunus.allocate(timed, scores, Budget(macs=0.5, latency=percent / 100, tolerance=0.02), "knapsack")
         except BudgetNotMet:
             break
         if plan.predicted.macs < 0.97 * 0.5 * graph.cost().macs:

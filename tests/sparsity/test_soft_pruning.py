@@ -83,6 +83,23 @@ def test_filters_return_unless_their_gradients_are_masked(masked: bool) -> None:
     assert not bool((model.two[0].weight[~gone] == 0).any())
 
 
+def test_filters_that_come_back_as_giants_are_told_once() -> None:
+    method = SoftFilterPruning()
+    model, _ = prepared(method)
+    method.begin(4, 1)
+    method.end_epoch(0.0)
+    gone = ~method.left()["two.0"]
+    with torch.no_grad():
+        model.two[0].weight[gone] = 2 * model.two[0].weight[~gone].abs().max()
+    with pytest.warns(
+        prunus.PrunusWarning, match=r"filters of `two.0` that were zero came back \d+\.\d times as large.*mask_grad"
+    ):
+        method.end_epoch(0.0)
+    with torch.no_grad():
+        model.two[0].weight[gone] = 100.0
+    method.end_epoch(0.0)  # warnings are errors here
+
+
 @pytest.mark.parametrize("zero", ["filters", "channels"])
 def test_whole_channels_are_silent_and_filters_alone_are_not(zero: Any) -> None:
     """The small network is the training network only where everything that a channel emits was set to zero."""

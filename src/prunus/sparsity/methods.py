@@ -149,7 +149,7 @@ SPARSITY_METHODS: dict[str, SparsityRow] = {
             "He et al., Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks, IJCAI 2018",
             "",
             _ZEROING,
-            {"paper": {}, "short": {"zero": "channels"}},
+            {"paper": {}, "short": {"mask_gradients": True, "zero": "channels"}},
         ),
         SparsityRow(
             "fpgm",
@@ -157,7 +157,7 @@ SPARSITY_METHODS: dict[str, SparsityRow] = {
             "He et al., Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration, CVPR 2019",
             "",
             {"norm_share": Number(high=1.0), **_ZEROING},
-            {"paper": {}, "short": {"mask_gradients": False, "zero": "channels"}, "mix": {"norm_share": 0.1}},
+            {"paper": {}, "short": {"zero": "channels"}, "mix": {"norm_share": 0.1}},
         ),
         SparsityRow(
             "aofp",

@@ -20,6 +20,8 @@ from prunus.sparsity.found_widths import plan_within
 from prunus.types import Budget, ChannelGroup, PruningPlan, Scores
 
 Zero = Literal["filters", "channels"]
+GIANT = 1.5
+"""Times the mean norm of the others from which on filters that were zero count as come back too large."""
 
 
 class SoftFilterPruning(BaseMethod):
@@ -34,6 +36,10 @@ class SoftFilterPruning(BaseMethod):
     mean become zero, too (the scale stays, so that the gradient finds its way back): the network that trains is then, behind an
     activation that maps zero to zero, the one that is cut. Departure: residual stages count as one layer, as their channels are
     added.
+
+    Behind batch norm the gradient of a filter of zeros is divided by the square root of a variance near zero, so that at large
+    learning rates it comes back far larger than the others, which then go in its place, until nothing of the trained network is
+    left; a warning says so. The preset ``short`` therefore masks gradients.
 
     Args:
         every: epochs from one zeroing to the next; the last epoch always ends with one.
@@ -65,6 +71,7 @@ class SoftFilterPruning(BaseMethod):
             text = f"{self.name}: {len(left_out)} groups stay whole, for no filters write them: {shown}"
             warnings.warn(text, PrunusWarning, stacklevel=4)
         self._kept = {g.name: torch.ones(g.num_channels, dtype=torch.bool) for g in self.groups}
+        self._warned = False
 
     def rank(self, view: GroupView) -> Tensor:
         """What a group is ranked by: (num_channels,), the lowest goes."""
@@ -90,11 +97,32 @@ class SoftFilterPruning(BaseMethod):
         epoch = self.step // self.steps_per_epoch + 1
         if epoch % self.every and self.step + 1 < self.steps:
             return
+        self._warn_of_giants()
         scores = Scores(self.strengths(), self.name)
         self._kept |= allocate(self.graph, scores, self.task.budget, "uniform").keep
         with torch.no_grad():
             for values, gone in self._slices():
                 values[gone] = 0
+
+    def _warn_of_giants(self) -> None:
+        """Filters that were zero must not outgrow the others: by the norm they then push out what was trained."""
+        if self._warned:
+            return
+        tensors = dict(named_tensors(self.model))
+        for group in self.groups:
+            kept, norms = self._kept[group.name], l2(GroupView(group, tensors, self.graph.norms), Evidence())
+            if norms is None or bool(kept.all()) or not bool(kept.any()):
+                continue
+            times = float(norms.cpu()[~kept].mean() / norms.cpu()[kept].mean().clamp_min(torch.finfo(norms.dtype).tiny))
+            if times > GIANT:
+                self._warned = True
+                text = (
+                    f"{self.name}: filters of `{group.name}` that were zero came back {times:.1f} times as large as the others "
+                    "within an epoch, so that others go in their place and the network loses what it has learned. Lower the "
+                    "learning rate, or set mask_gradients = true"
+                )
+                warnings.warn(text, PrunusWarning, stacklevel=4)
+                return
 
     def after_backward(self) -> None:
         """Hold what is zero, if asked to."""
