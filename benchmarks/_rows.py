@@ -40,10 +40,22 @@ SHARED_STAGES = ("compute", "transfer", "train")
 
 _PHASE = {"sparse_gradients": 0.0, "first_layer_lr": 1.0, "ema": 0.0, "mixup": 0.0, "patience": None, "keep": "last"}
 LATER: dict[str, dict[str, Any]] = {
+    "data": {"worker_timeout": 600.0},
     "transfer": _PHASE,
     "train": _PHASE,
     "recover": _PHASE | {"rungs": ["recalibrate", "fine-tune"], "preset": None, "distill_features": 0.0, "sample_batches": 32},
-    "prune": {"limits": {}, "allocator_options": {}, "momentum": 0.0, "pace": "geometric", "trial_images": 1000},
+    "prune": {
+        "limits": {},
+        "allocator_options": {},
+        "momentum": 0.0,
+        "pace": "geometric",
+        "trial_images": 1000,
+        "select_inputs": False,
+    }
+    | {"runtime": "eager", "whole_groups": False}
+    | {"timing": {"threads": 1, "batch": 1, "dtype": "float32", "channels_last": False}},
+    "compute": {"checkpoint_steps": None},
+    "": {"sparsity": None, "log_with": None},
 }
 """Fields that recipes got after the first tables were made, with their defaults."""
 
@@ -209,6 +221,7 @@ def _fingerprint(recipe: dict[str, Any]) -> str:
         if isinstance(fields, dict)
         else fields
         for section, fields in recipe.items()
+        if LATER[""].get(section, ...) != fields
     }
     placeless = {**recipe, "data": {**recipe["data"], "source": ""}, "model": {**recipe["model"], "weights": ""}}
     return hashlib.sha256(json.dumps(placeless, sort_keys=True).encode()).hexdigest()[:12]

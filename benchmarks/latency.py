@@ -3,10 +3,11 @@
 ResNet-18, MobileNetV2 and VGG-16-BN at 160 px, kept fractions 0.7, 0.5 and 0.33 of the measured latency, in eager PyTorch and in
 onnxruntime, one thread, batch 1. After planning has ended, the full and the small network are timed again in three
 processes (medians, in turns in each): the worst of the three ratios must be within 5 % of the request. Then, at half the MACs,
-the plan that the knapsack finds within ever less latency, as long as it uses up the MACs, against the uniform one.
+the plan that the knapsack finds within ever less latency, as long as it uses up the MACs, against the uniform one. That plan is
+made from layer times alone; it isn't timed and corrected as plans for a latency budget are.
 Latency doesn't depend on weights: they are random, importance is each group's L1 norm.
 
-    python benchmarks/latency.py            all cases, about 90 minutes on a quiet core; finished ones are kept
+    python benchmarks/latency.py            all cases, about 45 minutes on a quiet core; finished ones are kept
     python benchmarks/latency.py resnet18 eager 0.5    one case
     python benchmarks/latency.py --page     only the table and the plot, from what is there
 """
