@@ -50,6 +50,9 @@ def rows(methods: tuple[str, ...], seeds: tuple[int, ...], sparse: int, tuned: i
         settings = {"method": name, "preset": "short", "epochs": sparse, "lr": rate, "warmup_epochs": 0.2}
         overrides = tuple(f"sparsity.{key}={value}" for key, value in settings.items())
         found.append(Row(name, (*overrides, f"recover.epochs={tuned}"), seeds))
+        if name == "sfp":  # as the paper does it
+            options = "sparsity.options={ mask_gradients = false }"
+            found.append(Row("sfp, gradients let through", (*overrides, options, f"recover.epochs={tuned}"), seeds))
     found.append(Row("longer", ("prune.criterion=l1", f"recover.epochs={alone}"), seeds, "longer"))
     scratch = ("prune.criterion=l1", f"recover.epochs={from_scratch}", "recover.lr=0.05")
     return (*found, Row("scratch-b", scratch, seeds, "scratch"))

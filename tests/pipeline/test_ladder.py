@@ -16,7 +16,7 @@ from prunus.config import Recipe, parse_recipe
 from prunus.errors import RecipeError
 from prunus.graph import trace
 from prunus.graph.build import fingerprint
-from prunus.pipeline.controls import Controls
+from prunus.pipeline.controls import Controls, from_scratch
 from prunus.pipeline.ladder import judged_title, rung_rows, since
 from prunus.pipeline.run import run
 from prunus.pipeline.trainer import Trainer
@@ -146,7 +146,7 @@ def test_controls_of_a_trained_network_say_that_they_are_short(tmp_path: Path) -
         12,
         32,
     ]
-    assert controls._schedule().lr == recipe.recover.lr
+    assert from_scratch(recipe, trainer).lr == recipe.recover.lr
     assert "trained elsewhere" in controls._notes("scratch-b")[0] and controls._notes("longer") == []
     assert scratch_epochs(160, 1.5) == 240
 
