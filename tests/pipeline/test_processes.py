@@ -124,7 +124,9 @@ def test_one_process_does_everything_itself() -> None:
     alone = Processes()
     assert (alone.count, alone.main) == (1, True)
     assert alone.by_main(lambda: 5) == 5
-    alone.agree("nothing", "1")
+    calls: list[int] = []
+    assert alone.main_first(lambda: calls.append(1) or len(calls)) == 1, "once"
+    alone.agree("nothing", lambda: "1")
     with pytest.raises(ZeroDivisionError):
         alone.by_main(lambda: 1 // 0)
 
@@ -134,4 +136,4 @@ def test_disagreement_names_what_and_who(monkeypatch: pytest.MonkeyPatch) -> Non
     processes.count = 2
     monkeypatch.setattr("prunus.training.processes.gather_object", lambda values: [*values, "other"])
     with pytest.raises(ProcessError, match=r"don't agree on the network \(process 0: mine, process 1: other\)"):
-        processes.agree("the network", "mine")
+        processes.agree("the network", lambda: "mine")

@@ -84,10 +84,11 @@ def as_the_first(compute: Callable[[], Tensor], device: torch.device) -> Tensor:
 
 
 OTHER_DATA = "the processes of this run score on different data (or on different weights)"
-_EVERY_BATCH = (
-    "The oracle splits channels, not data, so every process must see all batches in the same order: give a loader that isn't "
-    "sharded (no DistributedSampler, no accelerator.prepare) and shuffles, if at all, with the same seed"
+SAME_ORDER = (
+    "every process must see all batches in the same order: give a loader that isn't sharded (no DistributedSampler, no "
+    "accelerator.prepare) and shuffles, if at all, with the same seed"
 )
+_EVERY_BATCH = f"The oracle splits channels, not data, so {SAME_ORDER}"
 
 
 def raise_together(error: Exception | None, device: torch.device) -> None:

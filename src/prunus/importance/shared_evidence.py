@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunus.errors import EvidenceError
 from prunus.importance.evidence import DataRun, NoBatches
-from prunus.importance.processes import OTHER_DATA, gathered, raise_together, several_processes
+from prunus.importance.processes import OTHER_DATA, SAME_ORDER, gathered, raise_together, several_processes
 from prunus.types import ChannelGraph, first_tensor
 
 Found: TypeAlias = dict[str, dict[str, Tensor]]
@@ -90,10 +90,7 @@ class _Share:
             raise EvidenceError(f"{OTHER_DATA}: batch {differ[0] + 1} isn't the same in all of them. {_SAME}")
 
 
-_SAME = (
-    "Minibatches are divided while scoring, so every process must see all of them in the same order: give a loader that isn't "
-    "sharded (no DistributedSampler, no accelerator.prepare) and shuffles, if at all, with the same seed"
-)
+_SAME = f"Minibatches are divided while scoring, so {SAME_ORDER}"
 
 
 def _flat(found: Mapping[str, Mapping[str, Tensor]], kinds: list[str], graph: ChannelGraph) -> Tensor:

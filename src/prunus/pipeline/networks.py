@@ -57,7 +57,7 @@ class Networks:
 
     def save(self, stages: Stages, stage: str, model: nn.Module, record: SurgeryRecord) -> None:
         """Leave ``model`` for later stages; several processes must have the same. Raises `ProcessError` where they don't."""
-        stages.processes.agree(f"the network that {stage} leaves", digest(model))
+        stages.processes.agree(f"the network that {stage} leaves", lambda: digest(model))
         stages.processes.by_main(lambda: save(model, record, stages.file(f"{stage}.prunus")))
 
 

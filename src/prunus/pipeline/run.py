@@ -76,8 +76,7 @@ class _Run:
     def __init__(self, recipe: Recipe, out: Path, resume: bool, announce: Callable[[str], None]) -> None:
         self.recipe, self.out = recipe, out
         self.processes = Processes()
-        self.processes.by_main(lambda: load_images(recipe, at_least=EXAMPLES) and None)  # downloads and checks images once
-        self.data = load_images(recipe, at_least=EXAMPLES)
+        self.data = self.processes.main_first(lambda: load_images(recipe, at_least=EXAMPLES))
         self.examples = torch.stack([self.data.test[i][0] for i in range(EXAMPLES)])
         self.trainer = Trainer(recipe, self.data, out / "checkpoints", resume)
         self.ladder = Ladder(self.trainer, recipe.recover)

@@ -42,11 +42,21 @@ class Processes:
             raise ProcessError("the main process of this run failed: its own message says why")
         return cast("T", found)
 
-    def agree(self, what: str, value: str) -> None:
-        """Raise `ProcessError` where ``value`` isn't the same in all processes; ``what`` says what it is."""
+    def main_first(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns in this process; the others begin when the main one is done, whose downloads they then find.
+
+        Raises:
+            ProcessError: in the others, where ``work`` failed in the main process.
+        """
+        found: list[T] = []
+        self.by_main(lambda: found.append(work()))
+        return found[0] if found else work()
+
+    def agree(self, what: str, value: Callable[[], str]) -> None:
+        """Raise `ProcessError` where ``value()`` isn't the same in all processes; ``what`` says what it is."""
         if self.count == 1:
             return
-        every = cast("list[str]", gather_object([value]))
+        every = cast("list[str]", gather_object([value()]))
         if len(set(every)) > 1:
             own = ", ".join(f"process {rank}: {found}" for rank, found in enumerate(every))
             raise ProcessError(

@@ -59,6 +59,7 @@ class Deconstruction:
 
     def __init__(self, job: Job, parts: Parts) -> None:
         self.job, self.parts = job, parts
+        self._made: dict[str, Masks] = {}  # all actions are tried with the masks of one criterion
 
     def execute(self) -> dict[str, Any]:
         """Test accuracies: of the whole network, and untrained and trained of every masked one; by what was changed."""
@@ -123,6 +124,11 @@ class Deconstruction:
 
     def _masks(self, criterion: str) -> Masks:
         """The masks by which a criterion keeps the asked share, made at once or in rounds; each round is a part of its own."""
+        if criterion not in self._made:
+            self._made[criterion] = self._make(criterion)
+        return self._made[criterion]
+
+    def _make(self, criterion: str) -> Masks:
         if self.job.cell["schedule"] == "one-shot":
             return self._keep(criterion, self.whole, self.history, self.job.cell["kept"])
         masks = self.whole

@@ -15,11 +15,10 @@ from prunus.laboratory.tickets.rethinking import Rethinking
 from prunus.pipeline.controls import from_scratch
 from prunus.pipeline.images import load_images
 from prunus.pipeline.networks import Networks
+from prunus.pipeline.run import EXAMPLES
 from prunus.pipeline.trainer import Compute, Trainer
 from prunus.surgery import load
 from prunus.tickets import ARMS, Arm, reinitialise
-
-EXAMPLES = 2
 
 
 class RethinkingRun(Rethinking):
