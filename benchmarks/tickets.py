@@ -5,7 +5,7 @@ convolutional one, three seeds (the default laboratory of `prunus ticket`).
 
 Compared, at the same masks or the same small network: winning tickets with fresh, reshuffled and random controls at every
 sparsity; 27 mask criteria, and what kept and pruned weights start from; masks trained on untrained weights; fine-tuning with
-rewinding of the learning rate and training from scratch. About half an hour of one core; goes on where it was stopped. Writes
+rewinding of the learning rate and training from scratch. About twenty minutes of one core; goes on where it was stopped. Writes
 benchmarks/results/tickets.json, with the page beside the parts in the folder of the run.
 """
 

@@ -54,7 +54,7 @@ class Parts:
     """The finished parts of one job, files in its folder; ``seconds`` of one core that all of them took, whenever that was."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.seconds = folder, 0.0
+        self.folder, self.seconds, self._within = folder, 0.0, 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -71,10 +71,13 @@ class Parts:
             result = read_json(path)
         else:
             begin = time.process_time()
+            self._within += 1
             result = work()
+            self._within -= 1
             result["core_seconds"] = time.process_time() - begin
             write_checked(path, result)
-        self.seconds += result["core_seconds"]
+        if not self._within:  # a part within another is in its seconds already
+            self.seconds += result["core_seconds"]
         return result
 
 
