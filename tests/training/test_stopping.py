@@ -64,6 +64,7 @@ def test_elsewhere_it_stops_at_once_and_a_second_request_everywhere(network, loa
 
 FAILING = """
 import os, signal, sys, time, torch
+from multiprocessing import active_children, resource_sharer
 from torch.utils.data import TensorDataset, get_worker_info
 from prunus.config import OptimizerConfig
 from prunus.errors import TrainingError
@@ -73,9 +74,16 @@ from prunus.training import train
 class Failing(TensorDataset):
     def __getitem__(self, index):
         if index == len(self) - 1 and get_worker_info() is not None:
-            os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == "dies" else time.sleep(60)
+            os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] != "hangs" else time.sleep(60)
         return super().__getitem__(index)
 
+def unreachable(batch):
+    for child in active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    raise EOFError
+
+if sys.argv[1] == "dies sending":
+    resource_sharer.DupFd.detach = unreachable
 images = Failing(torch.randn(48, 4), torch.arange(48) % 3)
 loader = make_loader(images, batch_size=16, shuffle=False, workers=1, worker_timeout=2)
 try:
@@ -83,8 +91,10 @@ try:
 except TrainingError as error:
     print(error)
 """
+GONE = r"a decoding process is gone \(DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly).*memory ran out"
 FAILURES = {
-    "dies": r"a decoding process is gone \(DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly).*memory ran out",
+    "dies": GONE,
+    "dies sending": GONE,  # its connection breaks first
     "hangs": r"no batch came from the decoding processes within data.worker_timeout \(DataLoader timed out after 2",
 }
 

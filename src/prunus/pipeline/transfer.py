@@ -38,7 +38,7 @@ def train_head(model: nn.Module, head: str, settings: TransferConfig, trainer: T
     own = trainer.loss_fn or trainer.metric or trainer.forward_fn  # the user's functions expect whole images in a batch
     features: list[Features | None] = []
     if not settings.augment and not own:
-        with memory_format(model, trainer.compute.channels_last), worker_failures("features of the head"):
+        with worker_failures("features of the head"), memory_format(model, trainer.compute.channels_last):
             features = [compute_features(model, head, images, **trainer.decoding) for images in plain]
     with frozen_below(model, head):
         if len(features) == 2 and features[0] and features[1]:

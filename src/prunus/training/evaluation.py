@@ -47,7 +47,7 @@ def evaluate(
     """
     accelerator = start_accelerator()
     objective = Objective(loss_fn, metric, forward_fn)
-    with restored_generators(), placed(model, accelerator.device), worker_failures(description):
+    with worker_failures(description), restored_generators(), placed(model, accelerator.device):
         return run_evaluation(accelerator, model, loader, objective, description, show=True)
 
 

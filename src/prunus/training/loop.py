@@ -105,10 +105,10 @@ def train(
         return TrainingLog((), seed, note=f"{description}: epochs = 0, nothing was trained")
     if checkpoint is not None:
         checkpoint = usable_path(checkpoint)
-    with restored_generators():
+    with worker_failures(description), restored_generators():
         run = _Run(model, loader, settings, seed, objective, method, mixed_precision, checkpoint_steps)
         frozen = frozen_batch_norm(model, settings.freeze_batch_norm)
-        with placed(model, run.accelerator.device, channels_last), frozen, run.gradients, worker_failures(description):
+        with placed(model, run.accelerator.device, channels_last), frozen, run.gradients:
             try:
                 return run.execute(checkpoint, resume, evaluation_loader, on_epoch, description)
             finally:
