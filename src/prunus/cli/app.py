@@ -37,8 +37,18 @@ class _Commands(TyperGroup):
             if os.environ.get("PRUNUS_DEBUG"):
                 raise
             err.print(f"[red]error:[/red] {escape(f'{type(error).__name__}: {error}')}", soft_wrap=True)
-            err.print("do the network and the data fit each other? PRUNUS_DEBUG=1 shows where this was raised")
+            about = _LOST if _lost_process(error) else "do the network and the data fit each other?"
+            err.print(f"{about} PRUNUS_DEBUG=1 shows where this was raised", soft_wrap=True)
             sys.exit(1)
+
+
+_LOST = "another process of this run ended or can't be reached; its own message says why. Go on with --resume."
+
+
+def _lost_process(error: Exception) -> bool:
+    """Whether an error of a run in several processes says that one of the others is gone."""
+    told = str(error)
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(word in told for word in ("gloo", "NCCL", "TCPStore"))
 
 
 def _show_warning(message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from prunus.errors import ArtifactError, PrunusWarning, RecipeError
+from prunus.errors import ArtifactError, ProcessError, PrunusWarning, RecipeError
 from prunus.files import DamagedFile, read_json_file, sealed, unsealed, write_atomically
 from prunus.training.processes import Processes
 
 _RECIPE = "recipe.json"
+_LATE_SECONDS = 10.0
 
 
 class Stages:
@@ -34,11 +36,19 @@ class Stages:
         Raises:
             RecipeError: the folder holds a run and ``resume`` is off, or it was made with another recipe.
             ArtifactError: the folder can't be made or written.
+            ProcessError: it isn't one folder for all processes, but each machine's own.
         """
         self.folder = folder
         self.announce = announce
         self.processes = processes or Processes()
         self.processes.by_main(lambda: self._start(recipe, resume))
+        blind = self.processes.lacking(lambda: _appears(folder / _RECIPE))
+        if blind:
+            raise ProcessError(
+                f"{folder} isn't one folder for all machines: process {blind[0]} of {self.processes.count} doesn't find there what "
+                "the first one wrote, and needs to, for networks and checkpoints are read from it. Give one on a file system that "
+                "all share with --out (a path that is relative starts where each process was started)"
+            )
 
     def _start(self, recipe: dict[str, Any], resume: bool) -> None:
         folder = self.folder
@@ -96,6 +106,16 @@ class Stages:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         result["warnings"] = [str(w.message) for w in caught if issubclass(w.category, PrunusWarning)]
         return result
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file that another machine just wrote is there: network file systems may be seconds late."""
+    end = time.monotonic() + _LATE_SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _kept(path: Path, result: dict[str, Any]) -> dict[str, Any]:

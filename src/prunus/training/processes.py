@@ -52,6 +52,11 @@ class Processes:
         self.by_main(lambda: found.append(work()))
         return found[0] if found else work()
 
+    def lacking(self, found: Callable[[], bool]) -> list[int]:
+        """Numbers of the processes in which ``found()`` is false; the same in all."""
+        every = [found()] if self.count == 1 else cast("list[bool]", gather_object([found()]))
+        return [rank for rank, well in enumerate(every) if not well]
+
     def agree(self, what: str, value: Callable[[], str]) -> None:
         """Raise `ProcessError` where ``value()`` isn't the same in all processes; ``what`` says what it is."""
         if self.count == 1:
