@@ -45,9 +45,9 @@ class Stages:
         blind = self.processes.lacking(lambda: _appears(folder / _RECIPE))
         if blind:
             raise ProcessError(
-                f"{folder} isn't one folder for all machines: process {blind[0]} of {self.processes.count} doesn't find there what "
-                "the first one wrote, and needs to, for networks and checkpoints are read from it. Give one on a file system that "
-                "all share with --out (a path that is relative starts where each process was started)"
+                f"{folder} isn't one folder for all machines: process {blind[0]} of {self.processes.count} doesn't find there "
+                "what the first one wrote, and needs to, for networks and checkpoints are read from it. Give one on a file "
+                "system that all share with --out (a path that is relative starts where each process was started)"
             )
 
     def _start(self, recipe: dict[str, Any], resume: bool) -> None:
