@@ -20,7 +20,9 @@ _UNITS = {
     "latency": {"": 1.0, "MS": 1.0, "S": 1e3, "US": 1e-3},
 }
 TARGETS = tuple(_UNITS)
-RUNTIMES = ("eager", "compile", "onnxruntime")
+RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
+EXPORTED = ("onnxruntime", "openvino")
+"""Runtimes that run the exported network."""
 Amount: TypeAlias = "float | int | str"
 Limits: TypeAlias = "Mapping[str, float | int]"
 
@@ -49,9 +51,9 @@ class Timing:
 
     def check(self, runtime: str) -> None:
         """Raise `InvalidBudget` for what the runtime doesn't have."""
-        if runtime == "onnxruntime" and (self.dtype != "float32" or self.channels_last):
+        if runtime in EXPORTED and (self.dtype != "float32" or self.channels_last):
             raise InvalidBudget(
-                "onnxruntime runs the exported network in float32 and chooses the memory format itself: leave out dtype and "
+                f"{runtime} runs the exported network in float32 and chooses the memory format itself: leave out dtype and "
                 "channels_last, or take runtime='eager'"
             )
 
@@ -79,7 +81,7 @@ class Budget:
     activation_bytes: Amount | None = None
     file_size: Amount | None = None
     channels: Amount | None = None
-    runtime: Literal["eager", "compile", "onnxruntime"] = "eager"
+    runtime: Literal["eager", "compile", "onnxruntime", "openvino"] = "eager"
     min_channels: int = 1
     multiple_of: int | Literal["auto"] | None = None
     max_pruning_ratio: float = 0.95

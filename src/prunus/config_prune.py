@@ -35,7 +35,7 @@ class PruneConfig(Section):
     )
     criterion: str = Field("taylor", description="a name that `prunus criteria` lists")
     criterion_options: dict[str, Any] = Field(default_factory=dict, description="options of the criterion")
-    runtime: Literal["eager", "compile", "onnxruntime"] = Field("eager", description="what latency is measured on")
+    runtime: Literal["eager", "compile", "onnxruntime", "openvino"] = Field("eager", description="what latency is measured on")
     timing: TimingConfig = Field(default=TimingConfig(), description="how it is measured")  # pyright: ignore[reportCallIssue]
     allocator: str = Field(
         "global",

@@ -54,10 +54,10 @@ def test_widths_of_grouped_layers() -> None:
     assert shape.operands(2, 9) == ((1, 6, 9, 9), (9, 2, 3, 3), 3)
 
 
-@pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
+@pytest.mark.parametrize("runtime", ["eager", "onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", [name for name in LAYERS])
 def test_every_kind_runs(name: str, runtime: str) -> None:
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip(runtime if runtime != "eager" else "onnxruntime")
     make, size = LAYERS[name]
     shape = LayerShape.of(prunus.trace(nn.Sequential(make()), torch.randn(size)).layers[0], size[0], 1)
     pairs = [(shape.reads, shape.writes), (shape.reads, shape.writes // shape.groups * max(1, shape.groups // 2))]

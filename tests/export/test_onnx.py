@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from prunus.errors import ExportError
-from prunus.export import export_onnx
+from prunus.export import compare, export_onnx, sessions
 from prunus.export import onnx as export_module
 
 onnx = pytest.importorskip("onnx")
@@ -122,12 +122,12 @@ def shifted_runtime(monkeypatch):
     """Make onnxruntime's outputs differ by a share of the largest one."""
 
     def install(share):
-        original = export_module.run_session
+        original = sessions.Session.__call__
 
-        def run_session(session, inputs):
+        def call(session, inputs):
             return [output + share * output.abs().max() for output in original(session, inputs)]
 
-        monkeypatch.setattr(export_module, "run_session", run_session)
+        monkeypatch.setattr(sessions.Session, "__call__", call)
 
     return install
 
@@ -150,28 +150,28 @@ def test_a_difference_below_the_tolerance_is_reported(tmp_path, shifted_runtime)
 
 
 def test_agreement_is_the_share_of_rows_with_the_same_class(tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module, "TOLERANCE", 10.0)
+    monkeypatch.setattr(compare, "TOLERANCE", 10.0)
 
     # Two rows of every batch change their class: of batches of 4 and 5, 5 of 9 rows stay.
-    def run_session(session, inputs):
+    def call(session, inputs):
         output = inputs.tensors[0].clone()
         output[[0, 2]] = output[[0, 2]].flip(1)
         return [output]
 
-    monkeypatch.setattr(export_module, "run_session", run_session)
+    monkeypatch.setattr(sessions.Session, "__call__", call)
     check = export_onnx(nn.Identity(), torch.tensor([[1.0, 2.0]]).repeat(4, 1), tmp_path / "i.onnx")
     assert check.agreement == pytest.approx(5 / 9)
 
 
 @pytest.mark.parametrize("other", [torch.tensor([1.0, math.nan]), torch.tensor([math.inf, 1.0]), torch.ones(3)])
 def test_what_cannot_be_compared_counts_as_infinitely_wrong(other):
-    assert export_module._relative_error(torch.ones(2), other) == math.inf
-    assert export_module._relative_error(other, torch.ones(2)) == math.inf
+    assert compare.relative_error(torch.ones(2), other) == math.inf
+    assert compare.relative_error(other, torch.ones(2)) == math.inf
 
 
 def test_the_error_is_relative_to_the_largest_output():
-    assert export_module._relative_error(torch.tensor([-4.0, 1.0]), torch.tensor([-4.0, 2.0])) == 0.25
-    assert export_module._relative_error(torch.zeros(2), torch.tensor([0.0, 0.5])) == 0.5
+    assert compare.relative_error(torch.tensor([-4.0, 1.0]), torch.tensor([-4.0, 2.0])) == 0.25
+    assert compare.relative_error(torch.zeros(2), torch.tensor([0.0, 0.5])) == 0.5
 
 
 def test_weights_above_the_limit_of_one_file_go_beside_it(tmp_path, monkeypatch):
@@ -196,12 +196,39 @@ def test_a_full_disk_is_an_export_error_and_the_old_file_stays(tmp_path, monkeyp
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_kill_left_behind_goes_at_the_next_write(tmp_path):
+    left = tmp_path / ".linear.onnx.partial"
+    left.mkdir()
+    (left / "linear.onnx").write_text("half")
+    export_onnx(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "linear.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["linear.onnx"]
+
+
+def test_check_inputs_that_can_be_read_once_are_compared_in_the_second_attempt_too(tmp_path):
+    check = export_onnx(
+        TwoRows(), torch.randn(2, 12), tmp_path / "f.onnx", check_inputs=iter([torch.full((2, 12), math.nan)] * 0)
+    )
+    assert check.passed
+    with pytest.raises(ExportError, match=r"differs from PyTorch's by inf of the largest value at batch 2"):
+        export_onnx(TwoRows(), torch.randn(2, 12), tmp_path / "g.onnx", check_inputs=iter([torch.full((2, 12), math.nan)]))
+
+
+def test_larger_check_inputs_are_compared_in_pieces_where_the_batch_is_fixed(tmp_path):
+    with pytest.raises(ExportError, match=r"differs from PyTorch's by inf of the largest value at batch 2"):
+        export_onnx(
+            TwoRows(),
+            torch.randn(2, 12),
+            tmp_path / "f.onnx",
+            check_inputs=[torch.randn(6, 12).index_fill(0, torch.tensor(5), math.nan)],
+        )
+
+
 def test_an_operation_that_onnx_lacks_is_named(tmp_path):
     class Singular(nn.Module):
         def forward(self, x):
             return torch.linalg.svdvals(x)
 
-    with pytest.raises(ExportError, match=r"Singular can't be exported to ONNX: .*_linalg_svd"):
+    with pytest.raises(ExportError, match=r"Singular can't be exported as onnx: .*_linalg_svd"):
         export_onnx(Singular(), torch.randn(2, 3, 4), tmp_path / "s.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 
 import pytest
 import torch
 from torch import nn
 
-from prunus.errors import ExportError
-from prunus.export import Latency, export_onnx, measure_latency, measure_onnx_latency
+from prunus.errors import ExportError, UnknownName
+from prunus.export import Latency, export_onnx, measure_file_latency, measure_latency, measure_onnx_latency
 from prunus.export.runtimes import _summary
+from prunus.export.sessions import open_session
+from prunus.export.signature import FlatInputs
 
 
 class Recorder(nn.Module):
@@ -77,12 +80,37 @@ def file(tmp_path_factory):
     return path
 
 
-def test_onnx_files_are_timed_in_onnxruntime(file):
-    found = measure_onnx_latency({"before": file, "after": file}, torch.randn(5, 3), runs=4, warmup=1, threads=2)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_onnx_files_are_timed_in_the_runtimes_of_files(file, runtime):
+    pytest.importorskip(runtime)
+    found = measure_file_latency({"before": file, "after": file}, torch.randn(5, 3), runtime, runs=4, warmup=1, threads=2)
     assert list(found) == ["before", "after"]
     for latency in found.values():
         assert 0 < latency.p10_ms <= latency.median_ms <= latency.p90_ms
-        assert (latency.runs, latency.threads, latency.batch, latency.runtime) == (4, 2, 5, "onnxruntime")
+        assert (latency.runs, latency.threads, latency.batch, latency.runtime) == (4, 2, 5, runtime)
+
+
+def test_measure_onnx_latency_is_that_of_onnxruntime(file):
+    assert measure_onnx_latency({"a": file}, torch.randn(5, 3), runs=1)["a"].runtime == "onnxruntime"
+
+
+def test_an_unknown_runtime_of_files(file):
+    with pytest.raises(UnknownName, match=r"unknown runtime of files 'openvin': did you mean openvino\?"):
+        measure_file_latency({"a": file}, torch.randn(5, 3), "openvin")
+
+
+def test_openvino_computes_in_float32_what_onnxruntime_computes(file):
+    pytest.importorskip("openvino")
+    inputs = FlatInputs.of(torch.randn(5, 3))
+    one, other = (open_session(file, 1, runtime) for runtime in ("onnxruntime", "openvino"))
+    assert one.inputs == other.inputs == ("input",) and one.outputs == other.outputs == ("output",)
+    torch.testing.assert_close(one(inputs)[0], other(inputs)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_missing_runtime_names_its_extra(file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ExportError, match=r"openvino can't be imported .*pip install 'prunus\[openvino\]'"):
+        open_session(file, 1, "openvino")
 
 
 def test_wrong_inputs_and_files_are_clear_errors(file, tmp_path):

@@ -36,7 +36,7 @@ from prunus.errors import UnknownName
 @app.command("latency")
 def latency_command(
     model: ModelArgument,
-    runtime: Annotated[str, typer.Option(help="eager, compile or onnxruntime")] = "eager",
+    runtime: Annotated[str, typer.Option(help="eager, compile, onnxruntime or openvino")] = "eager",
     threads: Threads = 1,
     timing_batch: TimingBatch = 1,
     dtype: Dtype = "float32",

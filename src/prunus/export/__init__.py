@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from prunus.export.onnx import ExportCheck, export_onnx
-from prunus.export.runtimes import Latency, measure_latency, measure_onnx_latency
+from prunus.export.compare import ExportCheck
+from prunus.export.onnx import export_onnx
+from prunus.export.runtimes import Latency, measure_file_latency, measure_latency, measure_onnx_latency
 
-__all__ = ["ExportCheck", "Latency", "export_onnx", "measure_latency", "measure_onnx_latency"]
+__all__ = ["ExportCheck", "Latency", "export_onnx", "measure_file_latency", "measure_latency", "measure_onnx_latency"]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.budgets import Timing
+from prunus.budgets import EXPORTED, Timing
 from prunus.errors import ExportError, PrunusWarning
 from prunus.export.onnx import export_onnx
 from prunus.export.runtimes import Latency
@@ -51,7 +51,7 @@ class NetworkTimer:
         Raises:
             ExportError: the runtime isn't installed or can't run a network.
         """
-        if self.runtime == "onnxruntime":
+        if self.runtime in EXPORTED:
             files = {name: self._file(network, self._export) for name, network in networks.items()}
             return self._in_fresh_process(files, self.inputs)
         prepared = {name: self._prepared(network) for name, network in networks.items()}
@@ -115,8 +115,8 @@ class NetworkTimer:
             found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             return {name: Latency(**row) for name, row in found.items()}
         told = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        if self.runtime == "onnxruntime":
-            raise ExportError(f"the process that times the network in onnxruntime failed: {told}")
+        if self.runtime in EXPORTED:
+            raise ExportError(f"the process that times the network in {self.runtime} failed: {told}")
         raise _Stays(told)
 
 

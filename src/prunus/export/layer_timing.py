@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import time
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prunus.budgets import Timing
+from prunus.budgets import EXPORTED, Timing
 from prunus.export.onnx import require_onnx
-from prunus.export.runtimes import no_garbage_collection, session_of
+from prunus.export.runtimes import no_garbage_collection
+from prunus.export.sessions import session_of
+from prunus.export.signature import FlatInputs
 from prunus.types import Layer
 
 SECONDS = 0.4
@@ -120,8 +123,8 @@ class LayerShape:
 
         return call
 
-    def onnx(self, reads: int, writes: int, timing: Timing) -> Callable[[], Any]:
-        """A call of the layer in onnxruntime on random values, its weight a constant of the graph."""
+    def onnx(self, reads: int, writes: int, timing: Timing, runtime: str = "onnxruntime") -> Callable[[], Any]:
+        """A call of the layer in a runtime of files on random values, its weight a constant of the graph."""
         from onnx import TensorProto, helper, numpy_helper
 
         x_size, weight_size, groups = self.operands(reads, writes)
@@ -144,8 +147,7 @@ class LayerShape:
         y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
         graph = helper.make_graph([node], "layer", [x], [y], [weight])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        session, feed = session_of(model.SerializeToString(), timing.threads), {"x": torch.randn(x_size).numpy()}
-        return lambda: session.run(None, feed)
+        return session_of(model.SerializeToString(), timing.threads, runtime).bind(FlatInputs.of(torch.randn(x_size)))
 
 
 def time_layer(
@@ -157,9 +159,9 @@ def time_layer(
     Under ``compile`` layers are timed in eager PyTorch: the compiler calls the same convolutions and matrix products and fuses
     what is around them, which whole networks show.
     """
-    if runtime == "onnxruntime":
+    if runtime in EXPORTED:
         require_onnx()
-    build = shape.onnx if runtime == "onnxruntime" else shape.eager
+    build = functools.partial(shape.onnx, runtime=runtime) if runtime in EXPORTED else shape.eager
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(timing.threads)

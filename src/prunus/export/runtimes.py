@@ -1,4 +1,4 @@
-"""Latency of several networks side by side, in PyTorch and in onnxruntime."""
+"""Latency of several networks side by side, in PyTorch and in the runtimes of exported files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunus.errors import ExportError
+from prunus.export.sessions import Session, open_session
 from prunus.export.signature import FlatInputs
 from prunus.types import call_model
 
@@ -61,62 +62,32 @@ def measure_latency(
 def measure_onnx_latency(
     files: Mapping[str, Path], inputs: Any, *, runs: int = 30, warmup: int = 5, threads: int = 1
 ) -> dict[str, Latency]:
-    """The same for ONNX files in onnxruntime on the CPU with ``threads`` intra-op threads, in turns like `measure_latency`.
+    """`measure_file_latency` of ONNX files in onnxruntime."""
+    return measure_file_latency(files, inputs, "onnxruntime", runs=runs, warmup=warmup, threads=threads)
 
-    ``inputs`` are those of the PyTorch network that `export_onnx` wrote.
+
+def measure_file_latency(
+    files: Mapping[str, Path], inputs: Any, runtime: str, *, runs: int = 30, warmup: int = 5, threads: int = 1
+) -> dict[str, Latency]:
+    """The same for files in one of `FILE_RUNTIMES` on the CPU with ``threads`` threads, in turns like `measure_latency`.
+
+    ``inputs`` are those of the PyTorch network that the files were written from. All the runtimes read ONNX files.
 
     Raises:
-        ExportError: onnxruntime isn't installed, a file can't be loaded or takes other inputs, or a count is out of range.
+        ExportError: the runtime isn't installed, a file can't be loaded or takes other inputs, or a count is out of range.
     """
     _check(files, runs, warmup, threads)
+    return measure_sessions({n: open_session(f, threads, runtime) for n, f in files.items()}, inputs, runs, warmup, threads)
+
+
+def measure_sessions(
+    sessions: Mapping[str, Session], inputs: Any, runs: int = 30, warmup: int = 5, threads: int = 1
+) -> dict[str, Latency]:
+    """The same for files that are open already, with so many ``threads``."""
+    _check(sessions, runs, warmup, threads)
     flat = FlatInputs.of(inputs)
-    calls = {name: _session_call(open_session(path, threads), flat) for name, path in files.items()}
-    times = _alternate(calls, runs, warmup)
-    return {name: _summary(ms, threads, flat.batch, "onnxruntime") for name, ms in times.items()}
-
-
-def open_session(path: Path, threads: int = 1) -> Any:
-    """An onnxruntime session on the CPU. `ExportError` if onnxruntime is missing or can't load the file."""
-    return session_of(str(path), threads)
-
-
-def session_of(model: str | bytes, threads: int = 1) -> Any:
-    """The same from a path or a serialised model."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ExportError(f"onnxruntime can't be imported ({error}): install it with `pip install 'prunus[export]'`") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only; they are raised as well
-    # Idle threads that spin would take the cores from the session whose turn it is.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(model, sess_options=options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ExportError(f"onnxruntime can't load {model if isinstance(model, str) else 'a layer'}: {error}") from error
-
-
-def run_session(session: Any, inputs: FlatInputs) -> list[Tensor]:
-    """Outputs of an onnxruntime session, in the order of the graph."""
-    return [torch.from_numpy(array) for array in _session_call(session, inputs)()]
-
-
-def _session_call(session: Any, inputs: FlatInputs) -> Callable[[], Any]:
-    expected = [entry.name for entry in session.get_inputs()]
-    if len(expected) != len(inputs.tensors):
-        given = f"{len(inputs.tensors)} tensors {list(inputs.names)}"
-        raise ExportError(f"the ONNX graph takes {len(expected)} inputs {expected}, but {given} were given")
-    feed = {name: tensor.numpy() for name, tensor in zip(expected, inputs.tensors, strict=True)}
-
-    def call() -> Any:
-        try:
-            return session.run(None, feed)
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise ExportError(f"onnxruntime can't run the graph on these inputs: {error}") from error
-
-    return call
+    times = _alternate({name: session.bind(flat) for name, session in sessions.items()}, runs, warmup)
+    return {name: _summary(ms, threads, flat.batch, sessions[name].runtime) for name, ms in times.items()}
 
 
 def _eager_call(network: nn.Module, inputs: Any) -> Callable[[], Any]:

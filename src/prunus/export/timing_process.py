@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.export.runtimes import Latency, measure_latency, measure_onnx_latency
+from prunus.export.runtimes import Latency, measure_latency, measure_sessions
+from prunus.export.sessions import FILE_RUNTIMES, open_session
 
 LEAST, MOST = 15, 400
 """Timed passes of each network."""
@@ -42,11 +43,10 @@ def main(path: Path) -> None:
     """Do the job and write its result."""
     job = json.loads(path.read_text(encoding="utf-8"))
     inputs = torch.load(job["inputs"], weights_only=False)
-    if job["runtime"] == "onnxruntime":
+    if job["runtime"] in FILE_RUNTIMES:
         files = {name: Path(file) for name, file in job["networks"].items()}
-        found = _long_enough(
-            lambda runs: measure_onnx_latency(files, inputs, runs=runs, warmup=_SAMPLE, threads=job["threads"]), job["seconds"]
-        )
+        threads, sessions = job["threads"], {n: open_session(file, job["threads"], job["runtime"]) for n, file in files.items()}
+        found = _long_enough(lambda runs: measure_sessions(sessions, inputs, runs, _SAMPLE, threads), job["seconds"])
     else:
         networks = {name: torch.load(file, weights_only=False) for name, file in job["networks"].items()}
         found = time_networks(networks, inputs, job["runtime"], job["threads"], job["seconds"])

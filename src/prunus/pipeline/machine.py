@@ -14,7 +14,7 @@ import torch
 def environment() -> dict[str, Any]:
     """Versions and machine, as far as they matter to the figures."""
     found: dict[str, Any] = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-    for package in ("prunus", "torch", "torchvision", "accelerate", "onnx", "onnxruntime"):
+    for package in ("prunus", "torch", "torchvision", "accelerate", "onnx", "onnxruntime", "openvino"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -30,7 +30,8 @@ def _cpu_name() -> str:
         return platform.processor() or "unknown"
 
 
-def timing_environment() -> dict[str, Any]:
-    """What the time of a layer depends on, besides the settings it is measured with."""
+def timing_environment(runtime: str) -> dict[str, Any]:
+    """What the time of a layer on ``runtime`` depends on, besides the settings it is measured with."""
     found = environment()
-    return {name: found[name] for name in ("platform", "cpu", "cores", "torch", "onnxruntime")}
+    names = ["platform", "cpu", "cores", "torch", "onnxruntime", *(["openvino"] if runtime == "openvino" else [])]
+    return {name: found[name] for name in names}

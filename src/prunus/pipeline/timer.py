@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import nn
 
-from prunus.budgets import Timing
+from prunus.budgets import EXPORTED, Timing
 from prunus.errors import InvalidBudget
 from prunus.export.fresh_process import NetworkTimer
 from prunus.export.layer_timing import LayerShape, time_layer
@@ -52,8 +52,8 @@ class MachineTimer:
         self._networks = NetworkTimer(inputs, runtime, timing)
         # The compiler calls eager PyTorch's convolutions, so that both share what was measured.
         about = {
-            **timing_environment(),
-            "runtime": "onnxruntime" if runtime == "onnxruntime" else "eager",
+            **timing_environment(runtime),
+            "runtime": runtime if runtime in EXPORTED else "eager",
             "threads": timing.threads,
             "dtype": timing.dtype,
             "channels_last": timing.channels_last,
