@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from prunus import budgets
+from prunus.budgets import Timing
 from prunus.errors import ExportError, UnknownName
 from prunus.export import Latency, export_onnx, measure_file_latency, measure_latency, measure_onnx_latency
-from prunus.export.runtimes import _summary
+from prunus.export.fresh_process import NetworkTimer
+from prunus.export.runtimes import RUNTIMES, summary, time_in_turns
 from prunus.export.sessions import open_session
 from prunus.export.signature import FlatInputs
 
@@ -69,8 +72,51 @@ def test_the_slower_network_is_slower_and_the_figures_are_milliseconds():
     assert (found["fast"].runs, found["fast"].threads, found["fast"].batch, found["fast"].runtime) == (5, 1, 4, "eager")
 
 
+def test_every_runtime_of_budgets_is_in_the_table_and_says_how_its_layers_are_timed():
+    assert set(budgets.RUNTIMES) <= set(RUNTIMES)
+    assert all(RUNTIMES[name].layers for name in budgets.RUNTIMES)
+    assert all(row.name == name and (row.layers is None or row.layers in RUNTIMES) for name, row in RUNTIMES.items())
+    with pytest.raises(UnknownName, match="unknown runtime 'onxruntime': did you mean onnxruntime"):
+        time_in_turns({"a": nn.Identity()}, torch.ones(1), "onxruntime")
+
+
+def test_about_so_many_seconds_are_measured():
+    """Passes of 2 ms in 0.1 s, at least 15 of each network; those of the sample aren't among them."""
+    log = []
+    found = time_in_turns({"a": Recorder("a", log, 0.002)}, torch.ones(1), "eager", warmup=1, seconds=0.1)
+    assert 15 <= len(found["a"]) <= 50 and len(log) == len(found["a"]) + 5
+    assert len(time_in_turns({"a": nn.Identity()}, torch.ones(1), "eager", seconds=0.0)["a"]) == 15
+
+
+class Wide(nn.Module):
+    """Holds 80 MB for a moment."""
+
+    def forward(self, x):
+        return x + torch.full((20_000_000,), 1.0).sum()
+
+
+def test_peak_memory_is_that_of_one_network_in_a_process_of_its_own():
+    with NetworkTimer(torch.ones(2, 3), "eager", Timing()) as timer:
+        wide, narrow = (timer.memory(network) for network in (Wide(), nn.Linear(3, 3)))
+        assert 80e6 <= wide["peak_bytes"] - wide["before_bytes"] < 110e6
+        assert narrow["peak_bytes"] - narrow["before_bytes"] < 40e6
+        assert timer.memory(Recorder("local", [nn.Linear(1, 1).register_forward_hook(lambda *_: None)])) is None
+
+
+def test_passes_are_told_one_by_one():
+    with NetworkTimer(torch.ones(2, 3), "eager", Timing(), seconds=0.01) as timer:
+        found = timer.passes({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    assert {name: len(times) for name, times in found.items()} == {"a": len(found["a"]), "b": len(found["a"])}
+    assert all(ms > 0 for times in found.values() for ms in times)
+
+
+def test_the_99th_percentile_takes_a_hundred_passes():
+    assert summary([1.0] * 99, 1, 1, "eager").p99_ms is None
+    assert summary([float(n) for n in range(101)], 1, 1, "eager").p99_ms == 99.0
+
+
 def test_summary_is_median_and_percentiles():
-    assert _summary([float(n) for n in range(11, 0, -1)], 2, 8, "eager") == Latency(6.0, 2.0, 10.0, 11, 2, 8, "eager")
+    assert summary([float(n) for n in range(11, 0, -1)], 2, 8, "eager") == Latency(6.0, 2.0, 10.0, 11, 2, 8, "eager")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 import prunus
 from laboratory import subjects
 from prunus import Budget, DataError, NothingPruned, PrunusWarning, RecipeError, VerificationFailed
-from prunus.laboratory import Subject, bench
+from prunus.laboratory import Subject, workbench
 from prunus.laboratory.sensitivity import ScanSettings, scan_network
 from prunus.pipeline.images import evaluation_images
 from prunus.sources import DataBundle, load_data
@@ -179,7 +179,7 @@ def test_a_group_too_narrow_for_the_shares_is_told(tmp_path: Path) -> None:
 
 
 def test_an_inexact_removal_ends_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "verify", lambda *_, **__: VerificationReport(0.5, 1e-6, False, "it differs."))
+    monkeypatch.setattr(workbench, "verify", lambda *_, **__: VerificationReport(0.5, 1e-6, False, "it differs."))
     with pytest.raises(
         VerificationFailed, match=r"removing 1 channels of `0` isn't the same .* \(relative error 5.0e-01, .*it differs"
     ):

@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.budgets import EXPORTED, Timing
+from prunus.budgets import Timing
 from prunus.errors import ExportError, PrunusWarning
-from prunus.export.onnx import export_onnx
-from prunus.export.runtimes import Latency
+from prunus.export.runtimes import RUNTIMES, WARMUP, Latency, summary, time_in_turns
 from prunus.export.signature import FlatInputs
-from prunus.export.timing_process import time_networks
 from prunus.types import map_tensors
 
 
@@ -36,6 +34,7 @@ class NetworkTimer:
         """``seconds``: about how long the timed passes of a call take in all."""
         self.inputs = FlatInputs.of(inputs).at_batch(timing.batch).nest()
         self.runtime, self.timing, self.seconds, self.fresh = runtime, timing, seconds, True
+        self._row = RUNTIMES[runtime]
         self._folder = tempfile.TemporaryDirectory(prefix="prunus-timing-")
         self._written: dict[int, tuple[nn.Module, Path]] = {}
 
@@ -51,20 +50,32 @@ class NetworkTimer:
         Raises:
             ExportError: the runtime isn't installed or can't run a network.
         """
-        if self.runtime in EXPORTED:
-            files = {name: self._file(network, self._export) for name, network in networks.items()}
-            return self._in_fresh_process(files, self.inputs)
+        found = self.passes(networks)
+        return {name: summary(ms, self.timing.threads, self.timing.batch, self.runtime) for name, ms in found.items()}
+
+    def passes(self, networks: Mapping[str, nn.Module]) -> dict[str, list[float]]:
+        """The same, as the milliseconds of every pass: the n-th ones of all networks are from the same turn."""
+        if self._row.write is None and not self.fresh:
+            return self._in_this_process(networks)
+        try:
+            return self._in_fresh_process("passes", networks)
+        except _Stays as why:
+            self.fresh = False
+            text = f"the network is timed in this process, not in a fresh one, which can't load it: {why}"
+            warnings.warn(text, PrunusWarning, stacklevel=2)
+            return self._in_this_process(networks)
+
+    def memory(self, network: nn.Module) -> dict[str, int] | None:
+        """See `peak_of_passes`; None for a network that can't go to a process of its own, where nothing could be told apart."""
+        try:
+            return self._in_fresh_process("memory", {"network": network}) if self._row.write or self.fresh else None
+        except _Stays:
+            return None
+
+    def _in_this_process(self, networks: Mapping[str, nn.Module]) -> dict[str, list[float]]:
         prepared = {name: self._prepared(network) for name, network in networks.items()}
         inputs = map_tensors(self._placed, self.inputs)
-        if self.fresh:
-            try:
-                files = {name: self._file(prepared[name], self._save, key=networks[name]) for name in networks}
-                return self._in_fresh_process(files, inputs)
-            except _Stays as why:
-                self.fresh = False
-                text = f"the network is timed in this process, not in a fresh one, which can't load it: {why}"
-                warnings.warn(text, PrunusWarning, stacklevel=2)
-        return time_networks(prepared, inputs, self.runtime, self.timing.threads, self.seconds)
+        return time_in_turns(prepared, inputs, self.runtime, threads=self.timing.threads, warmup=WARMUP, seconds=self.seconds)
 
     def _prepared(self, network: nn.Module) -> nn.Module:
         twin = copy.deepcopy(network).eval().to(getattr(torch, self.timing.dtype))
@@ -75,29 +86,31 @@ class NetworkTimer:
         last = self.timing.channels_last and tensor.ndim == 4
         return tensor.to(memory_format=torch.channels_last) if last else tensor
 
-    def _file(self, network: nn.Module, write: Any, key: nn.Module | None = None) -> Path:
-        """The network's file, written once; its key is kept alive, and so its identity."""
-        key = key or network
-        if id(key) not in self._written:
+    def _file(self, network: nn.Module) -> Path:
+        """The network's file, written once; the network is kept alive, and so its identity."""
+        if id(network) not in self._written:
             path = Path(self._folder.name) / f"{len(self._written)}"
-            write(network, path)
-            self._written[id(key)] = key, path
-        return self._written[id(key)][1]
+            if self._row.write:
+                self._row.write(network, self.inputs, path)
+            else:
+                self._pickle(network, path)
+            self._written[id(network)] = network, path
+        return self._written[id(network)][1]
 
-    def _export(self, network: nn.Module, path: Path) -> None:
-        export_onnx(network, self.inputs, path)
-
-    def _save(self, network: nn.Module, path: Path) -> None:
+    def _pickle(self, network: nn.Module, path: Path) -> None:
         try:
-            torch.save(network, path)  # only this class's own process ever reads it
+            torch.save(self._prepared(network), path)  # only this class's own process ever reads it
         except Exception as error:  # whatever a user's class does when it is pickled
             raise _Stays(f"{type(error).__name__}: {error}") from error
 
-    def _in_fresh_process(self, files: Mapping[str, Path], inputs: Any) -> dict[str, Latency]:
-        folder = Path(self._folder.name)
+    def _in_fresh_process(self, what: str, networks: Mapping[str, nn.Module]) -> Any:
+        """What the process that does the job finds."""
+        folder, write = Path(self._folder.name), self._row.write
+        inputs = self.inputs if write else map_tensors(self._placed, self.inputs)
         torch.save(inputs, folder / "inputs")
         job = {
-            "networks": {name: str(path) for name, path in files.items()},
+            "what": what,
+            "networks": {name: str(self._file(network)) for name, network in networks.items()},
             "inputs": str(folder / "inputs"),
             "runtime": self.runtime,
             "threads": self.timing.threads,
@@ -112,10 +125,9 @@ class NetworkTimer:
         command = [sys.executable, "-m", "prunus.export.timing_process", str(folder / "job.json")]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-            return {name: Latency(**row) for name, row in found.items()}
+            return json.loads((folder / "result.json").read_text(encoding="utf-8"))
         told = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        if self.runtime in EXPORTED:
+        if write is not None:
             raise ExportError(f"the process that times the network in {self.runtime} failed: {told}")
         raise _Stays(told)
 

@@ -1,27 +1,38 @@
-"""Latency of several networks side by side, in PyTorch and in the runtimes of exported files."""
+"""The runtimes that networks are timed in, PyTorch's and those of exported files, and latency of several side by side."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from prunus.errors import ExportError
-from prunus.export.sessions import Session, open_session
+from prunus.errors import ExportError, UnknownName
+from prunus.export.sessions import FILE_RUNTIMES, open_session
 from prunus.export.signature import FlatInputs
 from prunus.types import call_model
+
+LEAST, MOST = 15, 400
+"""Timed passes of each network, where they are to take about so many seconds."""
+ENOUGH_FOR_P99 = 100
+WARMUP = 3
+"""Passes of each network before they are timed, in a process of its own."""
+_SAMPLE = 3
+Pass = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall time of one forward pass in ms: median, 10th and 90th percentile over ``runs``, at ``batch`` images."""
+    """Wall time of one forward pass in ms: median, 10th, 90th and 99th percentile over ``runs``, at ``batch`` images.
+
+    The 99th is None below 100 runs, where it would be the slowest pass and no more.
+    """
 
     median_ms: float
     p10_ms: float
@@ -30,6 +41,22 @@ class Latency:
     threads: int
     batch: int
     runtime: str
+    p99_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs a network on the CPU.
+
+    ``open(network, inputs, threads)`` gives the pass that is timed. With ``write`` it opens a file that ``write(network, inputs,
+    path)`` has left, checked, and chooses precision and memory format itself; without, the network as it is. ``layers``: the
+    runtime that single layers are timed in (see `time_layer`), None where they can't be.
+    """
+
+    name: str
+    open: Callable[[Any, Any, int], Pass]
+    write: Callable[[nn.Module, Any, Path], Any] | None = None
+    layers: str | None = None
 
 
 def measure_latency(
@@ -43,20 +70,8 @@ def measure_latency(
     Raises:
         ExportError: nothing to time, or ``runs``, ``warmup`` or ``threads`` out of range.
     """
-    _check(networks, runs, warmup, threads)
-    modes = {module: module.training for network in networks.values() for module in network.modules()}
-    threads_before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        for network in networks.values():
-            network.eval()
-        with torch.inference_mode():
-            times = _alternate({name: _eager_call(network, inputs) for name, network in networks.items()}, runs, warmup)
-    finally:
-        torch.set_num_threads(threads_before)
-        for module, mode in modes.items():
-            module.training = mode
-    return {name: _summary(ms, threads, FlatInputs.of(inputs).batch, "eager") for name, ms in times.items()}
+    times = time_in_turns(networks, inputs, "eager", runs=runs, warmup=warmup, threads=threads)
+    return {name: summary(ms, threads, FlatInputs.of(inputs).batch, "eager") for name, ms in times.items()}
 
 
 def measure_onnx_latency(
@@ -76,21 +91,52 @@ def measure_file_latency(
     Raises:
         ExportError: the runtime isn't installed, a file can't be loaded or takes other inputs, or a count is out of range.
     """
-    _check(files, runs, warmup, threads)
-    return measure_sessions({n: open_session(f, threads, runtime) for n, f in files.items()}, inputs, runs, warmup, threads)
+    times = time_in_turns(files, inputs, runtime, runs=runs, warmup=warmup, threads=threads)
+    return {name: summary(ms, threads, FlatInputs.of(inputs).batch, runtime) for name, ms in times.items()}
 
 
-def measure_sessions(
-    sessions: Mapping[str, Session], inputs: Any, runs: int = 30, warmup: int = 5, threads: int = 1
-) -> dict[str, Latency]:
-    """The same for files that are open already, with so many ``threads``."""
-    _check(sessions, runs, warmup, threads)
-    flat = FlatInputs.of(inputs)
-    times = _alternate({name: session.bind(flat) for name, session in sessions.items()}, runs, warmup)
-    return {name: _summary(ms, threads, flat.batch, sessions[name].runtime) for name, ms in times.items()}
+def time_in_turns(
+    networks: Mapping[str, Any],
+    inputs: Any,
+    runtime: str,
+    *,
+    threads: int = 1,
+    runs: int = 30,
+    warmup: int = 5,
+    seconds: float | None = None,
+) -> dict[str, list[float]]:
+    """Milliseconds of every timed pass of every network (of every file, where the runtime runs files), in turns.
+
+    With ``seconds`` there are as many passes as take about so long in all, from 15 to 400 of each network, in place of ``runs``.
+
+    Raises:
+        UnknownName: no such runtime.
+        ExportError: like `measure_latency` and `measure_onnx_latency`.
+    """
+    _check(networks, runs, warmup, threads)
+    if runtime not in RUNTIMES:
+        raise UnknownName.among("runtime", runtime, RUNTIMES)
+    modules = [module for network in networks.values() if isinstance(network, nn.Module) for module in network.modules()]
+    modes = {module: module.training for module in modules}
+    threads_before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for module in modules:
+            module.training = False
+        with torch.inference_mode():
+            calls = {name: RUNTIMES[runtime].open(network, inputs, threads) for name, network in networks.items()}
+            if seconds is not None:
+                sample = _alternate(calls, _SAMPLE, warmup)
+                turn = sum(sorted(times)[_SAMPLE // 2] for times in sample.values())
+                runs = max(LEAST, min(MOST, int(1e3 * seconds / max(turn, 1e-6))))
+            return _alternate(calls, runs, warmup)
+    finally:
+        torch.set_num_threads(threads_before)
+        for module, mode in modes.items():
+            module.training = mode
 
 
-def _eager_call(network: nn.Module, inputs: Any) -> Callable[[], Any]:
+def _eager(network: nn.Module, inputs: Any, threads: int) -> Pass:
     on_gpu = any(p.is_cuda for p in network.parameters())
 
     def call() -> None:
@@ -101,7 +147,36 @@ def _eager_call(network: nn.Module, inputs: Any) -> Callable[[], Any]:
     return call
 
 
-def _alternate(calls: Mapping[str, Callable[[], Any]], runs: int, warmup: int) -> dict[str, list[float]]:
+def _compiled(network: nn.Module, inputs: Any, threads: int) -> Pass:
+    compiled = cast("nn.Module", torch.compile(network, dynamic=False))
+    return lambda: call_model(compiled, inputs)
+
+
+def _write_onnx(network: nn.Module, inputs: Any, path: Path) -> None:
+    from prunus.export.onnx import export_onnx  # it checks what it writes in onnxruntime
+
+    export_onnx(network, inputs, path)
+
+
+def _of_files(name: str) -> Runtime:
+    def opened(path: Path, inputs: Any, threads: int) -> Pass:
+        return open_session(path, threads, name).bind(FlatInputs.of(inputs))
+
+    return Runtime(name, opened, write=_write_onnx, layers=name)
+
+
+RUNTIMES: dict[str, Runtime] = {
+    row.name: row
+    for row in (
+        Runtime("eager", _eager, layers="eager"),
+        # The compiler calls eager PyTorch's convolutions and matrix products, and fuses what is around them.
+        Runtime("compile", _compiled, layers="eager"),
+        *map(_of_files, FILE_RUNTIMES),
+    )
+}
+
+
+def _alternate(calls: Mapping[str, Pass], runs: int, warmup: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in calls}
     with no_garbage_collection():
         for turn in range(warmup + runs):
@@ -127,10 +202,11 @@ def no_garbage_collection() -> Generator[None, None, None]:
             gc.enable()
 
 
-def _summary(times: list[float], threads: int, batch: int, runtime: str) -> Latency:
-    shares = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    p10, median, p90 = torch.tensor(times, dtype=torch.float64).quantile(shares).tolist()
-    return Latency(median, p10, p90, len(times), threads, batch, runtime)
+def summary(times: Sequence[float], threads: int, batch: int, runtime: str) -> Latency:
+    """Percentiles of passes (ms)."""
+    shares = torch.tensor([0.1, 0.5, 0.9, 0.99], dtype=torch.float64)
+    p10, median, p90, p99 = torch.tensor(times, dtype=torch.float64).quantile(shares).tolist()
+    return Latency(median, p10, p90, len(times), threads, batch, runtime, p99 if len(times) >= ENOUGH_FOR_P99 else None)
 
 
 def _check(subjects: Mapping[str, Any], runs: int, warmup: int, threads: int) -> None:

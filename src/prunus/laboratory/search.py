@@ -17,7 +17,7 @@ from prunus.allocation.reach import check_reach
 from prunus.allocation.search import LOWEST, SearchSpace, chosen, search_trials
 from prunus.allocation.trials import SAMPLERS, Outcome, front, importances, run_trials, stored_trials
 from prunus.errors import EvidenceError, InvalidBudget, UnknownName
-from prunus.laboratory.bench import Bench, BenchSettings, check_subject
+from prunus.laboratory.workbench import Workbench, WorkbenchSettings, check_subject
 from prunus.laboratory.images import scoring_batches
 from prunus.laboratory.settings import Subject
 from prunus.pipeline.result import environment
@@ -33,8 +33,8 @@ _POLL = 0.5
 
 
 @dataclass(frozen=True)
-class SearchSettings(BenchSettings):
-    """How a search is made: as `BenchSettings` say, at ``budget``.
+class SearchSettings(WorkbenchSettings):
+    """How a search is made: as `WorkbenchSettings` say, at ``budget``.
 
     ``trials`` plans are drawn by ``sampler`` (see `prunus.allocation.search.search`) from keep fractions of at least ``lowest``,
     and judged after BN statistics are estimated anew on ``recalibration_images`` training images (0: as they are). With
@@ -104,7 +104,7 @@ def search_network(
     return result
 
 
-class _Search(Bench):
+class _Search(Workbench):
     """One search in one folder."""
 
     settings: SearchSettings

@@ -19,7 +19,7 @@ from prunus.allocation.sensitivity import (
     scan,
     scan_plans,
 )
-from prunus.laboratory.bench import Bench, BenchSettings, check_subject
+from prunus.laboratory.workbench import Workbench, WorkbenchSettings, check_subject
 from prunus.laboratory.settings import Subject
 from prunus.pipeline.result import environment
 from prunus.pipeline.stages import Stages, read_json, write_checked, write_json
@@ -29,8 +29,8 @@ from prunus.types import ChannelGraph, PruningPlan, Scores
 
 
 @dataclass(frozen=True)
-class ScanSettings(BenchSettings):
-    """How a scan is made: as `BenchSettings` say, without ``shares`` of each group's channels."""
+class ScanSettings(WorkbenchSettings):
+    """How a scan is made: as `WorkbenchSettings` say, without ``shares`` of each group's channels."""
 
     shares: tuple[float, ...] = SHARES
 
@@ -78,7 +78,7 @@ def scan_network(
     return result
 
 
-class _Scan(Bench):
+class _Scan(Workbench):
     """One scan in one folder."""
 
     settings: ScanSettings

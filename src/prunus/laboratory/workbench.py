@@ -31,7 +31,7 @@ SPLITS = ("validation", "training")
 
 
 @dataclass(frozen=True)
-class BenchSettings:
+class WorkbenchSettings:
     """How plans are tried.
 
     ``criterion`` with its ``options`` ranks the channels, on ``scoring_images`` training images where it needs any; accuracy is
@@ -55,7 +55,7 @@ class BenchSettings:
         return {**asdict(self), "keep": list(self.keep) if isinstance(self.keep, tuple) else self.keep}
 
 
-def check_subject(subject: Subject, settings: BenchSettings) -> None:
+def check_subject(subject: Subject, settings: WorkbenchSettings) -> None:
     """Raise `DataError` for too few images, `RecipeError` for a split that doesn't exist."""
     if images_in(subject.data.calibration) < EXAMPLES:
         raise DataError(f"the data have fewer than {EXAMPLES} training images: a network can't be traced and checked on them")
@@ -63,10 +63,10 @@ def check_subject(subject: Subject, settings: BenchSettings) -> None:
         raise RecipeError(f"split {settings.split!r} is none of {' and '.join(SPLITS)}: a scan never looks at test images")
 
 
-class Bench:
+class Workbench:
     """Tries plans in one folder. What is expensive is made when something that isn't finished needs it."""
 
-    def __init__(self, subject: Subject, settings: BenchSettings, stages: Stages, announce: Callable[[str], None]) -> None:
+    def __init__(self, subject: Subject, settings: WorkbenchSettings, stages: Stages, announce: Callable[[str], None]) -> None:
         self.subject, self.settings, self.stages, self.announce = subject, settings, stages, announce
 
     @cached_property
