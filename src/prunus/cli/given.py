@@ -58,6 +58,14 @@ def load_network(
     seed: int = 0,
 ) -> nn.Module:
     """The network, with the data's classes and colours where nothing else is asked for."""
+    settings = read_arguments(arguments)
+    classes = num_classes if num_classes is not None or bundle is None else bundle.num_classes
+    channels = bundle.input_shape[0] if bundle is not None else None
+    return load_model(source, weights=weights, num_classes=classes, in_channels=channels, arguments=settings, seed=seed)
+
+
+def read_arguments(arguments: list[str] | None) -> dict[str, Any]:
+    """``width=8`` as a name and a JSON value, or text."""
     settings: dict[str, Any] = {}
     for item in arguments or []:
         name, sep, raw = item.partition("=")
@@ -67,9 +75,7 @@ def load_network(
             settings[name] = json.loads(raw)
         except json.JSONDecodeError:
             settings[name] = raw
-    classes = num_classes if num_classes is not None or bundle is None else bundle.num_classes
-    channels = bundle.input_shape[0] if bundle is not None else None
-    return load_model(source, weights=weights, num_classes=classes, in_channels=channels, arguments=settings, seed=seed)
+    return settings
 
 
 def random_input(source: str, text: str | None) -> Tensor:

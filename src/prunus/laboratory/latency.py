@@ -15,6 +15,7 @@ from torch import nn
 
 from prunus.allocation.latency import LatencyModel
 from prunus.budgets import Timing
+from prunus.export.layer_timing import LayerShape
 from prunus.files import write_atomically
 from prunus.graph import trace
 from prunus.graph.trace import Keep
@@ -127,9 +128,6 @@ def _layers(
     rows: list[dict[str, Any]] = []
     for layer, shape in zip(latency.layers, shapes, strict=True):
         ms = float(layer.table.ms[-1, -1])
-        macs, numbers = shape.work(shape.reads, shape.writes)
-        numbers *= 2 if timing.dtype == "bfloat16" else 4
-        rates = {"macs_per_second": 1e3 * macs / ms, "bytes_per_second": 1e3 * numbers / ms}
         reads, writes = (np.maximum(1.0, np.array(SHARES) * width) for width in (shape.reads, shape.writes))
         rows.append(
             {
@@ -139,15 +137,20 @@ def _layers(
                 "writes": shape.writes,
                 "ms": ms,
                 "share": ms / alone,
-                "macs": macs,
-                "bytes": numbers,
-                **rates,
-                "of_peak": {name: rate / peaks[name] for name, rate in rates.items()},
-                "bound": bound(*(rates[name] / peaks[name] for name in ("macs_per_second", "bytes_per_second"))),
+                **against_peaks(shape, ms, timing, peaks),
                 "curve": [[share, float(t)] for share, t in zip(SHARES, layer.table.at(reads, writes), strict=True)],
             }
         )
     return rows
+
+
+def against_peaks(shape: LayerShape, ms: float, timing: Timing, peaks: Mapping[str, float]) -> dict[str, Any]:
+    """A layer's work at its own widths, how fast it is done in ``ms``, also as shares of the peaks, and what it waits for."""
+    macs, numbers = shape.work(shape.reads, shape.writes)
+    moved = numbers * (2 if timing.dtype == "bfloat16" else 4)
+    rates = {"macs_per_second": 1e3 * macs / ms, "bytes_per_second": 1e3 * moved / ms}
+    of_peak = {name: rate / peaks[name] for name, rate in rates.items()}
+    return {"macs": macs, "bytes": moved, **rates, "of_peak": of_peak, "bound": bound(*of_peak.values())}
 
 
 def bound(arithmetic: float, memory: float) -> str:

@@ -17,9 +17,9 @@ from prunus.allocation.reach import check_reach
 from prunus.allocation.search import LOWEST, SearchSpace, chosen, search_trials
 from prunus.allocation.trials import SAMPLERS, Outcome, front, importances, run_trials, stored_trials
 from prunus.errors import EvidenceError, InvalidBudget, UnknownName
-from prunus.laboratory.workbench import Workbench, WorkbenchSettings, check_subject
 from prunus.laboratory.images import scoring_batches
 from prunus.laboratory.settings import Subject
+from prunus.laboratory.workbench import Workbench, WorkbenchSettings, check_subject
 from prunus.pipeline.result import environment
 from prunus.pipeline.stages import Stages, write_json
 from prunus.reconstruction import recalibrate

@@ -19,8 +19,8 @@ from prunus.allocation.sensitivity import (
     scan,
     scan_plans,
 )
-from prunus.laboratory.workbench import Workbench, WorkbenchSettings, check_subject
 from prunus.laboratory.settings import Subject
+from prunus.laboratory.workbench import Workbench, WorkbenchSettings, check_subject
 from prunus.pipeline.result import environment
 from prunus.pipeline.stages import Stages, read_json, write_checked, write_json
 from prunus.report.sensitivity import write_sensitivity

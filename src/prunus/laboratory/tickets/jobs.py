@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import ArtifactError
-from prunus.laboratory.tickets.pruned_runs import PrunedRun
+from prunus.laboratory.pruned_runs import PrunedRun
 from prunus.pipeline.stages import read_json, write_checked
 from prunus.ticket_recipe import TicketNetwork, TicketRecipe
 from prunus.tickets import KEPT_ACTIONS, MASK_CRITERIA, PRUNED_ACTIONS

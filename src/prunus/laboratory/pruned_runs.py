@@ -38,7 +38,8 @@ class PrunedRun:
         found = cls(folder, recipe, read_json(names[0]), rounds[-1])
         try:
             whole = 0 < found.channels <= 1 and {"before", "after"} <= found.result["networks"].keys()
-        except (KeyError, TypeError, AttributeError, ArithmeticError):
+            whole = whole and len(found.input_shape) == 3 and len(found.classes) > 0
+        except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError):
             whole = False
         if not whole:
             raise ArtifactError(
@@ -50,6 +51,17 @@ class PrunedRun:
     def base(self) -> Path:
         """The network before pruning."""
         return self.folder / "stages" / "base.prunus"
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of its images."""
+        channels, height, width = self.result["data"]["input_shape"]
+        return channels, height, width
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of its classes."""
+        return tuple(self.result["data"]["classes"])
 
     @property
     def digest(self) -> str:
