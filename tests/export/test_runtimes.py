@@ -141,7 +141,7 @@ def test_measure_onnx_latency_is_that_of_onnxruntime(file):
 
 
 def test_an_unknown_runtime_of_files(file):
-    with pytest.raises(UnknownName, match=r"unknown runtime of files 'openvin': did you mean openvino\?"):
+    with pytest.raises(UnknownName, match=r"unknown runtime 'openvin': did you mean openvino\?"):
         measure_file_latency({"a": file}, torch.randn(5, 3), "openvin")
 
 

@@ -85,7 +85,8 @@ def bench_command(
     if as_json:
         print(json.dumps(result, indent=2))
     else:
-        console.print(bench_table(result))
+        for table in bench_tables(result):
+            console.print(table)
         for line in bench_notes(result):
             console.print(escape(line), soft_wrap=True)
         console.print(f"written to {escape(str(out))}: bench.json, bench.html", soft_wrap=True)
@@ -103,32 +104,24 @@ def read_counts(option: str, text: str) -> tuple[int, ...]:
     return found
 
 
-def bench_table(result: Mapping[str, Any]) -> Table:
-    """Every network in every setting: median, p90, p99, images per second, memory, speed-up and the ideal."""
-    table = Table(title="medians in ms; in brackets where they lie", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("setting", overflow="fold")
-    table.add_column("network", overflow="fold", min_width=8)
-    for heading in ("p50", "p90", "p99", "images/s", "MB", "speed-up", "ideal", "verdict"):
-        table.add_column(heading, justify="right", overflow="fold")
-    for row in result["cases"]:
-        case = row["case"]
-        for name, found in row["networks"].items():
-            low, high = found["interval_ms"]
-            cells = [f"{found['p50_ms']:.3g} ({low:.3g}-{high:.3g})", f"{found['p90_ms']:.3g}", _shown(found["p99_ms"])]
-            megabytes = found["memory_bytes"] and found["memory_bytes"] / 1e6
-            cells += [f"{found['images_per_second']:.4g}", _shown(megabytes)]
-            table.add_row(escape(case), escape(name), *cells, *_compared(row["compared"].get(name)))
-            case = ""
-        if row["error"] is not None:
-            table.add_row(escape(case), "not measured")
+def bench_tables(result: Mapping[str, Any]) -> list[Table]:
+    """A table for every setting: median, p90, p99, images per second, memory, speed-up and the ideal of every network."""
+    return [_case_table(row) for row in result["cases"]]
+
+
+def _case_table(row: Mapping[str, Any]) -> Table:
+    failed = "" if row["error"] is None else f": not measured: {row['error']}"
+    table = Table(title=escape(row["case"] + failed), title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("network", overflow="fold")
+    for heading in ("p50 ms", "p90", "p99", "images/s", "MB", "speed-up", "ideal"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, found in row["networks"].items():
+        times = (f"{found['p50_ms']:.3g}", f"{found['p90_ms']:.3g}", _shown(found["p99_ms"]))
+        megabytes = found["memory_bytes"] and found["memory_bytes"] / 1e6
+        told = row["compared"].get(name, {"speed_up": None, "ideal": None})
+        cells = [*times, f"{found['images_per_second']:.0f}", _shown(megabytes), _shown(told["speed_up"]), _shown(told["ideal"])]
+        table.add_row(escape(name), *cells)
     return table
-
-
-def _compared(told: Mapping[str, Any] | None) -> list[str]:
-    if told is None:
-        return ["", "", ""]
-    low, high = told["interval"]
-    return [f"{told['speed_up']:.2f} ({low:.2f}-{high:.2f})", _shown(told["ideal"]), told["verdict"]]
 
 
 def _shown(value: float | None) -> str:
@@ -136,11 +129,13 @@ def _shown(value: float | None) -> str:
 
 
 def bench_notes(result: Mapping[str, Any]) -> list[str]:
-    """Sentences under the table: why networks fall short of the ideal, and what couldn't be found out."""
+    """Sentences under the tables: verdicts, why networks fall short of the ideal, and what couldn't be found out."""
     found: list[str] = []
     for row in result["cases"]:
         for name, told in row["compared"].items():
-            if told["reasons"]:
-                found.append(f"{name}, {row['case']}: {told['of_ideal']:.0%} of the ideal {told['ideal']:.2f}, because")
-                found += [f"  - {reason['text']}" for reason in told["reasons"]]
+            (low, high), ideal = told["interval"], f", {told['of_ideal']:.0%} of the ideal" if told["ideal"] else ""
+            why = ", because" if told["reasons"] else ""
+            speed_up = f"{told['speed_up']:.2f} times as fast ({low:.2f} to {high:.2f})"
+            found.append(f"{name}, {row['case']}: {told['verdict']}, {speed_up}{ideal}{why}")
+            found += [f"  - {reason['text']}" for reason in told["reasons"]]
     return [*found, *result["notes"]]

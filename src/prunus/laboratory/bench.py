@@ -270,8 +270,9 @@ class _Bench:
             return {**told, "ideal": None, "of_ideal": None, "short": None, "causes": {}, "reasons": []}
         ideal = macs[0] / macs[1]
         told |= {"ideal": ideal, "of_ideal": speed_up / ideal, "short": interval[1] < ideal}
-        timed = [Timed(rows[each]["p50_ms"], macs[n], found["layers"].get(each, [])) for n, each in enumerate((first, name))]
-        if not all(each.layers for each in timed):
+        reference = Timed(rows[first]["p50_ms"], macs[0], found["layers"].get(first, []))
+        small = Timed(rows[name]["p50_ms"], macs[1], found["layers"].get(name, []))
+        if not (reference.layers and small.layers):
             return {**told, "causes": {}, "reasons": []}
-        why = reasons(*timed, case.runtime) if told["short"] else []
-        return {**told, "causes": causes(*timed), "reasons": why}
+        why = reasons(reference, small, case.runtime) if told["short"] else []
+        return {**told, "causes": causes(reference, small), "reasons": why}

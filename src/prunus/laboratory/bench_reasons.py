@@ -83,19 +83,21 @@ def _of(ms: float, above: float) -> str:
 
 
 def _other(reference: Timed, small: Timed, runtime: str) -> str:
-    rest = [network.ms - _layers_ms(network) for network in (reference, small)]
-    helps = f"; {_FUSING}" if runtime == "eager" else ""
+    rest = [max(0.0, network.ms - _layers_ms(network)) for network in (reference, small)]
+    figures = f"{rest[1]:.3g} of its {small.ms:.3g} ms (the reference's {rest[0]:.3g} of {reference.ms:.3g} ms)"
+    if runtime != "eager":
+        return f"work beside the layers: what isn't convolutions and matrix products takes {figures}"
     return (
-        f"memory-bound and called one by one: batch norms, activations, additions and other operations that aren't layers take "
-        f"{rest[1]:.3g} of its {small.ms:.3g} ms, and took {rest[0]:.3g} of {reference.ms:.3g} ms{helps}"
+        "work beside the layers: batch norms, activations and additions, which wait for memory and are called one by one, take "
+        f"{figures}; {_FUSING}"
     )
 
 
 def _launch(reference: Timed, small: Timed, runtime: str) -> str:
     floors = [sum(row["floor_ms"] for row in network.layers) for network in (reference, small)]
     return (
-        f"launch-bound: its {len(small.layers)} layers take {floors[1]:.3g} ms even at a single channel, of {small.ms:.3g} ms "
-        f"(the reference's {floors[0]:.3g} of {reference.ms:.3g} ms); fewer layers or a larger batch would help, not less channels"
+        f"launch-bound: its {len(small.layers)} layers take {floors[1]:.3g} of {small.ms:.3g} ms even at a single channel (the "
+        f"reference's {floors[0]:.3g} of {reference.ms:.3g} ms); fewer layers or larger batches would help, not fewer channels"
     )
 
 

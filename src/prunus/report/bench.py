@@ -11,16 +11,30 @@ from prunus.report.bench_plots import bench_figures
 from prunus.report.drawing import Figure, place
 from prunus.report.laboratory import laboratory_page
 from prunus.report.offline import write_page
-from prunus.report.wording import MISSING, bullets, count, escape, milliseconds, pairs, percent, plain, short, size, table, tag
+from prunus.report.wording import (
+    MISSING,
+    below,
+    bullets,
+    count,
+    escape,
+    milliseconds,
+    pairs,
+    percent,
+    plain,
+    short,
+    size,
+    table,
+    tag,
+)
 
 Result = Mapping[str, Any]
 _CAUSES = {
-    "other": "operations that aren't layers",
-    "launch": "calls of layers",
+    "other": "beside the layers",
+    "launch": "calls",
     "widths": "odd widths",
-    "memory": "layers that wait for memory",
+    "memory": "memory",
     "shapes": "narrow layers",
-    "cheap": "MACs that cost little time",
+    "cheap": "cheap MACs",
 }
 _TAGS = {"faster": "good", "slower": "bad"}
 
@@ -86,28 +100,27 @@ def _lead(result: Result) -> str:
     ideal = f", {percent(told['of_ideal'])} of the ideal" if told["ideal"] else ""
     text = f"{name} is {speed_up:.2f} times as fast as {result['reference']} on {row['case']}{ideal}."
     note = (
-        "The ideal is the ratio of multiply-adds. Medians; in brackets where the 95 % intervals of all processes lie. A verdict "
+        "The ideal is the ratio of multiply-adds. Medians; below them where the 95 % intervals of all processes lie. A verdict "
         "is given only where these don't hold 1."
     )
     return f'<p class="lead">{escape(text)}</p><p class="note">{escape(note)}</p>'
 
 
 def _table(result: Result) -> str:
-    head = ["setting", "network", "median", "p90", "p99", "images/s", "memory", "speed-up", "ideal", "of it", ""]
+    head = ["network", "median", "p90", "p99", "images/s", "memory", "speed-up", "ideal", "of it", ""]
     rows: list[list[str]] = []
     for row in result["cases"]:
         for name, found in row["networks"].items():
             told = row["compared"].get(name)
-            rows.append(
-                [escape(row["case"]), escape(name), *_figures(found), *(_speed_up(told) if told else [MISSING, "", "", ""])]
-            )
-    return table("Every network in every setting", head, rows, range(2, 10))
+            named = escape(name) + below(escape(row["case"]))
+            rows.append([named, *_figures(found), *(_speed_up(told) if told else [MISSING, "", "", ""])])
+    return table("Every network in every setting", head, rows, range(1, 9))
 
 
 def _figures(found: Mapping[str, Any]) -> list[str]:
     low, high = found["interval_ms"]
     return [
-        f"{milliseconds(found['p50_ms'])} ({plain(round(low, 3))} to {plain(round(high, 3))})",
+        milliseconds(found["p50_ms"]) + below(f"{plain(round(low, 3))} to {plain(round(high, 3))}"),
         milliseconds(found["p90_ms"]),
         milliseconds(found["p99_ms"]),
         short(found["images_per_second"]),
@@ -120,7 +133,7 @@ def _speed_up(told: Mapping[str, Any]) -> list[str]:
     ideal = f"{told['ideal']:.2f}" if told["ideal"] else MISSING
     of_ideal = percent(told["of_ideal"]) if told["ideal"] else MISSING
     mark = tag(told["verdict"], _TAGS.get(told["verdict"], "plain"))
-    return [f"{told['speed_up']:.2f} ({low:.2f} to {high:.2f})", ideal, of_ideal, mark]
+    return [f"{told['speed_up']:.2f}" + below(f"{low:.2f} to {high:.2f}"), ideal, of_ideal, mark]
 
 
 def _why(result: Result) -> str:
@@ -138,13 +151,13 @@ def _why(result: Result) -> str:
 
 def _causes(result: Result) -> str:
     rows = [
-        [escape(row["case"]), escape(name), *(milliseconds(told["causes"][cause]) for cause in _CAUSES)]
+        [escape(name) + below(escape(row["case"])), *(milliseconds(round(told["causes"][cause], 4)) for cause in _CAUSES)]
         for row in result["cases"]
         for name, told in row["compared"].items()
         if told["causes"]
     ]
     note = "<p>Milliseconds above the ideal, which add up to all of it; negative ones are better than the ideal.</p>"
-    return note + table("Time above the ideal by cause", ["setting", "network", *_CAUSES.values()], rows, range(2, 8))
+    return note + table("Time above the ideal by cause", ["network", *_CAUSES.values()], rows, range(1, 7))
 
 
 def _layers(result: Result, drawn: Mapping[str, Figure]) -> str:

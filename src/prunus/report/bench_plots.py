@@ -107,9 +107,10 @@ def batches_figure(result: Result) -> Figure:
         if len(points) > 1
     ]
     frame = layout(440)
-    frame["legend"] = {"orientation": "h", "x": 0, "y": -0.18, "yanchor": "top", "font": {"size": 11}}
+    frame["legend"] = {"orientation": "h", "x": 0, "y": -0.24, "yanchor": "top", "font": {"size": 11}}
     frame["margin"]["b"] = 150
-    frame["xaxis"] = {**axis("images a pass"), "type": "log"}
+    batches = sorted({batch for points in lines.values() for batch, _ in points})
+    frame["xaxis"] = {**axis("images a pass"), "type": "log", "tickvals": batches, "ticktext": [str(batch) for batch in batches]}
     frame["yaxis"] = {**axis("images per second"), "rangemode": "tozero"}
     return {"data": traces, "layout": frame}
 

@@ -11,8 +11,8 @@ import pytest
 
 from prunus.config import parse_recipe
 from prunus.errors import ArtifactError, RecipeError
-from prunus.laboratory.tickets.jobs import jobs_of
 from prunus.laboratory.pruned_runs import PrunedRun
+from prunus.laboratory.tickets.jobs import jobs_of
 from prunus.laboratory.tickets.study import study_tickets
 from prunus.pipeline.run import run
 from prunus.ticket_recipe import TicketRecipe, parse_ticket_recipe

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.laboratory.tickets.jobs import FRESH
 from prunus.laboratory.pruned_runs import PrunedRun
+from prunus.laboratory.tickets.jobs import FRESH
 from prunus.laboratory.tickets.rethinking import Rethinking
 from prunus.pipeline.controls import from_scratch
 from prunus.pipeline.images import load_images
