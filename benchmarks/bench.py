@@ -91,7 +91,7 @@ def page(tree: Mapping[str, Any]) -> str:
     machine = tree["environment"]
     lines = [
         f"Made by `python benchmarks/bench.py` on {machine.get('cpu')}, torch {machine.get('torch')}. One thread; speed-up over",
-        "the full network, in brackets where the 95 % intervals of three processes lie, and its share of the ideal (the MACs ratio).",
+        "the full network, in brackets where the 95 % intervals of all processes lie, and its share of the ideal (MACs ratio).",
         "",
         "| network | plan | MACs left | setting | full, ms | small, ms | speed-up | ideal | of it | verdict |",
         "|---|---|---|---|---|---|---|---|---|---|",

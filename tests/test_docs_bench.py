@@ -41,7 +41,7 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.chdir(tmp_path)
     (python,) = blocks("python")
     exec(compile(python, "bench.md", "exec"), {})
-    assert "eager, 1 thread, batch 8" in capsys.readouterr().out
+    assert "eager, 1 thread, batch 1" in capsys.readouterr().out
     prune = "prune cifar:resnet20 --budget macs=0.3 --allocator uniform --out small.prunus"
     assert CliRunner().invoke(app, prune.split()).exit_code == 0
     lines = [line for text in blocks("sh") for line in text.splitlines()]
