@@ -40,7 +40,7 @@ SHARED_STAGES = ("compute", "transfer", "train")
 
 _PHASE = {"sparse_gradients": 0.0, "first_layer_lr": 1.0, "ema": 0.0, "mixup": 0.0, "patience": None, "keep": "last"}
 LATER: dict[str, dict[str, Any]] = {
-    "data": {"worker_timeout": 600.0},
+    "data": {"worker_timeout": 600.0, "shuffle_buffer": None},
     "transfer": _PHASE,
     "train": _PHASE,
     "recover": _PHASE | {"rungs": ["recalibrate", "fine-tune"], "preset": None, "distill_features": 0.0, "sample_batches": 32},

@@ -30,8 +30,8 @@ class DataConfig(Section):
 
     source: str = Field(
         "digits",
-        description="digits, folder:PATH (or a .zip), cifar10:PATH, fashion-mnist:PATH, mnist:PATH, elpv, fake:CxHxWxCLASSES, "
-        "or path/to/file.py:function",
+        description="digits, folder:PATH (or a .zip), wds:PATTERN (tar shards), datasets:PATTERN (Parquet, Arrow or JSON files), "
+        "cifar10:PATH, fashion-mnist:PATH, mnist:PATH, elpv, fake:CxHxWxCLASSES, or path/to/file.py:function",
     )
     download: bool = Field(False, description="fetch the files of cifar10 where they are missing")
     check_images: bool = Field(
@@ -59,6 +59,12 @@ class DataConfig(Section):
     std: tuple[float, ...] | None = Field(None, description="per-channel standard deviation; none: likewise")
     validation_fraction: float = Field(
         0.1, gt=0, lt=1, description="share of the training images held out where no split is given; the same for every seed"
+    )
+    shuffle_buffer: int | None = Field(
+        None,
+        ge=1,
+        description="wds: and datasets: images among which the next one of training is drawn, as the files are gone through in a "
+        "random order; none: 10,000",
     )
     train_limit: int | None = Field(
         None, ge=1, description="use only so many training images, as evenly over the classes as can be; the same for every seed"

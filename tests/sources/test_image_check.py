@@ -178,7 +178,7 @@ def test_a_bar_is_drawn_on_a_terminal(tmp_path: Path, monkeypatch: pytest.Monkey
     assert advanced == []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     load_data(source)
-    assert advanced == [64, 40]
+    assert advanced == [64, 36, 2, 2]
 
 
 @pytest.mark.parametrize(("size", "threads"), [((64, 64), 1), ((65, 64), 3)])

@@ -29,7 +29,11 @@ Keep = Annotated[list[str] | None, typer.Option(help="module or parameter name, 
 WholeGroups = Annotated[bool, typer.Option(help="grouped layers lose whole groups, not the same slots of every group")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 Data = Annotated[
-    str | None, typer.Option(help="digits, folder:PATH, cifar10:PATH, fashion-mnist:PATH, elpv, or path/to/file.py:function")
+    str | None,
+    typer.Option(
+        help="digits, folder:PATH, wds:PATTERN, datasets:PATTERN, cifar10:PATH, fashion-mnist:PATH, elpv, or "
+        "path/to/file.py:function"
+    ),
 ]
 ImageSize = Annotated[int | None, typer.Option(help="pixels; resizes and crops the data's images")]
 Threads = Annotated[int, typer.Option(help="CPU threads that latency is measured with")]

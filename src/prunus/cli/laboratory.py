@@ -39,7 +39,9 @@ from prunus.sources import DataBundle
 from prunus.types import Scores
 
 Model = Annotated[str, typer.Option(help="torchvision:NAME, timm:NAME, cifar:resnet20, or path/to/file.py:function")]
-DATA_SOURCES = "digits, folder:PATH, cifar10:PATH, fashion-mnist:PATH, elpv, or path/to/file.py:function"
+DATA_SOURCES = (
+    "digits, folder:PATH, wds:PATTERN, datasets:PATTERN, cifar10:PATH, fashion-mnist:PATH, elpv, or path/to/file.py:function"
+)
 Images = Annotated[int, typer.Option(min=1, help="training images that criteria and the oracle see")]
 BatchSize = Annotated[int, typer.Option(min=1, help="images per batch")]
 Mixing = Annotated[str, typer.Option(help="allow or freeze groups whose statistics change with the width")]

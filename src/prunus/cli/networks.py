@@ -217,7 +217,11 @@ def _show_reach(graph: ChannelGraph, budget: Budget, as_json: bool) -> None:
 def evaluate(
     model: ModelArgument,
     data: Annotated[
-        str, typer.Option(help="digits, folder:PATH, cifar10:PATH, fashion-mnist:PATH, elpv, or path/to/file.py:function")
+        str,
+        typer.Option(
+            help="digits, folder:PATH, wds:PATTERN, datasets:PATTERN, cifar10:PATH, fashion-mnist:PATH, elpv, or "
+            "path/to/file.py:function"
+        ),
     ],
     weights: Weights = None,
     pruned: Annotated[Path | None, typer.Option(help="a file that Prunus saved; MODEL is the network it was made from")] = None,

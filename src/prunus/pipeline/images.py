@@ -32,6 +32,7 @@ def load_images(recipe: Recipe, *, at_least: int) -> DataBundle:
         train_limit=data.train_limit,
         download=data.download,
         check_images=data.check_images,
+        shuffle_buffer=data.shuffle_buffer,
         seed=recipe.seed,
     )
     if len(bundle.test) < at_least:  # pyright: ignore[reportArgumentType]

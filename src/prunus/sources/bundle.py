@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, WeightedRandomSampler
 
@@ -55,11 +56,14 @@ class DataBundle:
         return max(counts) / max(min(counts), 1) if counts else 1.0
 
 
+Labels: TypeAlias = Sequence[int] | NDArray[np.int64]
+
+
 class LabelledImages(Protocol):
     """Stored images and the class index of each; ``load`` gives a PIL image or a float tensor (channels, height, width), 0..1."""
 
     @property
-    def labels(self) -> Sequence[int]: ...
+    def labels(self) -> Labels: ...
 
     def load(self, index: int) -> Any: ...
 
@@ -94,8 +98,12 @@ class Chosen:
 class ImageDataset(Dataset[Any]):
     """Chosen images of a source, each through a transform that ends in a normalised tensor."""
 
+    shuffle_buffer: int | None = None
+    """Images that training draws the next one from; None: all of them."""
+
     def __init__(self, images: LabelledImages, indices: Sequence[int], transform: Callable[[Any], Tensor]) -> None:
-        self.images, self.indices, self.transform = images, list(indices), transform
+        self.images, self.transform = images, transform
+        self.indices: Sequence[int] = list(indices)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -187,6 +195,8 @@ def make_loader(
 
     ``worker_timeout``: seconds that the workers may take for a batch before an error is raised; 0: for ever.
 
+    Images in large files (``wds:``, ``datasets:``) are shuffled by a `FileOrder`, in a loader whose state a checkpoint can hold.
+
     Workers are started anew for each pass: kept ones would carry their random state from pass to pass, and a resumed run could
     not repeat it.
 
@@ -197,16 +207,19 @@ def make_loader(
     size = _size(dataset)
     if size == 0 or (drop_last and size < batch_size):
         raise DataError(f"{size} images give no batch of {batch_size}{': the last one is dropped' if size else ''}")
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=shuffle and not balance,
-        sampler=_balanced_sampler(dataset, shuffle) if balance else None,
-        num_workers=workers,
-        timeout=worker_timeout if workers else 0,
-        drop_last=drop_last,
-        pin_memory=torch.cuda.is_available(),
-    )
+    balanced = _balanced_sampler(dataset, shuffle) if balance else None
+    common: dict[str, Any] = {
+        "batch_size": batch_size,
+        "num_workers": workers,
+        "timeout": worker_timeout if workers else 0,
+        "drop_last": drop_last,
+        "pin_memory": torch.cuda.is_available(),
+    }
+    if shuffle and isinstance(dataset, ImageDataset) and dataset.shuffle_buffer is not None:
+        from prunus.sources.stream_loader import stream_loader
+
+        return stream_loader(dataset, dataset.shuffle_buffer, balanced, common)
+    return DataLoader(dataset, shuffle=shuffle and not balance, sampler=balanced, **common)
 
 
 def _balanced_sampler(dataset: Dataset[Any], shuffle: bool) -> WeightedRandomSampler:

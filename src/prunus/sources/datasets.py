@@ -48,6 +48,18 @@ def _folder(path: str, request: _Request) -> Splits:
     return folder(path, f"folder:{path}", any_size=request.any_size, check_images=request.check_images)
 
 
+def _wds(path: str, request: _Request) -> Splits:
+    from prunus.sources.tar_shards import tar_shards
+
+    return tar_shards(path, f"wds:{path}", any_size=request.any_size, check_images=request.check_images)
+
+
+def _datasets(path: str, request: _Request) -> Splits:
+    from prunus.sources.arrow_datasets import arrow_datasets
+
+    return arrow_datasets(path, f"datasets:{path}", any_size=request.any_size, check_images=request.check_images)
+
+
 def _cifar10(path: str, request: _Request) -> Splits:
     from prunus.sources.cifar10 import cifar10
 
@@ -75,12 +87,15 @@ def _elpv(path: str, request: _Request) -> Splits:
 _SOURCES: dict[str, tuple[tuple[str, ...], _Read]] = {  # name: the forms it is written in, what reads it
     "digits": (("digits",), lambda _, request: digits()),
     "folder": (("folder:PATH",), _folder),
+    "wds": (("wds:PATTERN",), _wds),
+    "datasets": (("datasets:PATTERN",), _datasets),
     "cifar10": (("cifar10:PATH",), _cifar10),
     "fashion-mnist": (("fashion-mnist:PATH",), _fashion_mnist),
     "mnist": (("mnist:PATH",), _mnist),
     "elpv": (("elpv", "elpv:PATH"), _elpv),
     "fake": (("fake:3x32x32x10",), lambda text, request: fake(text, request.seed)),
 }
+_STREAMING = ("braceexpand", "datasets", "torchdata")
 _FORMS = (*(form for forms, _ in _SOURCES.values() for form in forms), "path/to/file.py:function")
 
 
@@ -98,6 +113,7 @@ def load_data(
     train_limit: int | None = None,
     download: bool = False,
     check_images: bool = True,
+    shuffle_buffer: int | None = None,
     seed: int = 0,
 ) -> DataBundle:
     """Training, validation and test images of ``source``: normalised float tensors (channels, height, width) with class indices.
@@ -106,11 +122,12 @@ def load_data(
 
     Args:
         source: ``digits`` (1,797 handwritten digits, 1x8x8), ``folder:PATH`` (class folders under train/, validation/, test/;
-            PATH may be a .zip), ``cifar10:PATH`` (torchvision's files, or class folders or a .zip), ``fashion-mnist:PATH`` and
-            ``mnist:PATH`` (the four idx files, plain or .gz), ``elpv`` or ``elpv:PATH`` (solar cells, of the package
-            elpv-dataset or a folder with labels.csv), ``fake:CxHxWxCLASSES`` (made from the seed), or
-            ``path/to/file.py:function``, which returns a `DataBundle` or a dict with data sets ``train``, ``test``,
-            ``validation`` and with ``class_names``.
+            PATH may be a .zip), ``wds:PATTERN`` (tar shards as WebDataset writes them) and ``datasets:PATTERN`` (Parquet, Arrow
+            or JSON files, or a folder that Hugging Face's datasets saved; both are described in docs/data.md), ``cifar10:PATH``
+            (torchvision's files, or class folders or a .zip), ``fashion-mnist:PATH`` and ``mnist:PATH`` (the four idx files,
+            plain or .gz), ``elpv`` or ``elpv:PATH`` (solar cells, of the package elpv-dataset or a folder with labels.csv),
+            ``fake:CxHxWxCLASSES`` (made from the seed), or ``path/to/file.py:function``, which returns a `DataBundle` or a dict
+            with data sets ``train``, ``test``, ``validation`` and with ``class_names``.
         image_size: pixels; the shorter side is resized to it and the centre cropped. None: as stored.
         augment: of the training images: ``none``, ``shift``, ``crop-flip`` or ``resized-crop-flip``. Its random numbers, and
             those of ``colour``, are torch's global ones.
@@ -125,6 +142,8 @@ def load_data(
         download: fetch the files of ``cifar10:PATH`` where they are missing.
         check_images: decode every image file that will be used once and leave out the damaged ones, with a `PrunusWarning`;
             False: a damaged image raises when it is loaded.
+        shuffle_buffer: of ``wds:`` and ``datasets:``: images among which the next one of training is drawn, as their files are
+            gone through in a random order. None: `SHUFFLE_BUFFER`.
         seed: of the fake images.
 
     Raises:
@@ -132,7 +151,7 @@ def load_data(
         DataError: images or labels are missing, damaged or don't fit together, or a setting doesn't fit.
         PrunusError: a library that the source needs isn't installed.
     """
-    _check_settings(source, validation_fraction, train_limit, image_size, download)
+    _check_settings(source, validation_fraction, train_limit, image_size, download, shuffle_buffer)
     tensors = _Tensors(image_size, augment, min_area, colour, mean, std)
     if names_user_file(source) and source.partition(":")[0] not in _SOURCES:
         if tensors != _Tensors():
@@ -146,11 +165,17 @@ def load_data(
         splits = replace(splits, mean=tuple(network_normalisation[0]), std=tuple(network_normalisation[1]))
         normalised_by = "the network's own"
     chosen, notes = _choose(splits, source, validation_fraction, train_limit)
-    return replace(_bundle(source, replace(splits, notes=notes), chosen, tensors, check_images), normalised_by=normalised_by)
+    bundle = _bundle(source, replace(splits, notes=notes), chosen, tensors, check_images, shuffle_buffer)
+    return replace(bundle, normalised_by=normalised_by)
 
 
 def _check_settings(
-    source: str, validation_fraction: float, train_limit: int | None, image_size: int | None, download: bool
+    source: str,
+    validation_fraction: float,
+    train_limit: int | None,
+    image_size: int | None,
+    download: bool,
+    shuffle_buffer: int | None,
 ) -> None:
     if not 0 < validation_fraction < 1:
         raise DataError(f"validation_fraction={validation_fraction} is a share of the training images, between 0 and 1")
@@ -158,6 +183,10 @@ def _check_settings(
         raise DataError(f"train_limit={train_limit} leaves no training image")
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size={image_size} is a number of pixels, at least 1")
+    if shuffle_buffer is not None and not source.startswith(("wds:", "datasets:")):
+        raise DataError(f"{source!r} is shuffled as a whole: shuffle_buffer is for wds: and datasets:, leave it out")
+    if shuffle_buffer is not None and shuffle_buffer < 1:
+        raise DataError(f"shuffle_buffer={shuffle_buffer} is a number of images, at least 1")
     if download and not source.startswith("cifar10:"):
         raise DataError(f"there is nothing to download for {source!r}: only cifar10:PATH can be fetched, leave download off")
 
@@ -171,7 +200,8 @@ def _splits(source: str, request: _Request) -> Splits:
     try:
         return read(path, request)
     except ModuleNotFoundError as error:
-        raise PrunusError(f"{source} needs the package {error.name}, which is missing: pip install 'prunus[data]'") from error
+        extra = "stream" if error.name in _STREAMING else "data"
+        raise PrunusError(f"{source} needs the package {error.name}, which is missing: pip install 'prunus[{extra}]'") from error
 
 
 def _choose(
@@ -196,9 +226,12 @@ def _choose(
     return {"train": train, "validation": validation, "test": test}, notes
 
 
-def _bundle(source: str, splits: Splits, chosen: dict[str, Chosen], tensors: _Tensors, check_images: bool) -> DataBundle:
+def _bundle(
+    source: str, splits: Splits, chosen: dict[str, Chosen], tensors: _Tensors, check_images: bool, shuffle_buffer: int | None
+) -> DataBundle:
     try:
         from prunus.sources.image_check import leave_out_damaged
+        from prunus.sources.streamed import SHUFFLE_BUFFER, StreamDataset, StreamedImages
         from prunus.sources.transforms import check_normalisation, evaluation_transform, training_transform
     except ModuleNotFoundError as error:
         raise PrunusError("images need the package torchvision: pip install 'prunus[data]'") from error
@@ -214,7 +247,10 @@ def _bundle(source: str, splits: Splits, chosen: dict[str, Chosen], tensors: _Te
         chosen, damaged = leave_out_damaged(source, chosen, splits.class_names, height * width)
 
     def dataset(split: str, transform: Callable[[Any], Tensor]) -> ImageDataset:
-        return ImageDataset(chosen[split].images, chosen[split].indices, transform)
+        images = chosen[split].images
+        if isinstance(images, StreamedImages):
+            return StreamDataset(images, chosen[split].indices, transform, shuffle_buffer or SHUFFLE_BUFFER)
+        return ImageDataset(images, chosen[split].indices, transform)
 
     bundle = DataBundle(
         train=dataset("train", augmented),

@@ -1,10 +1,11 @@
-"""Image files in a folder or a .zip, decoded when asked for."""
+"""Image files in a folder or a .zip, decoded when asked for; and how the bytes of any image file are decoded."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -28,40 +29,32 @@ class StoredFiles:
     labels: list[int]
     size: tuple[int, int] | None
 
+    def name(self, index: int) -> str:
+        """What messages call this image."""
+        return self.names[index]
+
     def load(self, index: int) -> Any:
         """The image as 8-bit RGB."""
         name = self.names[index]
-        image = decode(self.archive, name)
-        _check_size(name, image, self.size)
-        return image
+        return decode_bytes(self.archive.read(name), name, self.archive.path, self.size)
 
     def check(self, index: int) -> None:
-        """Decode the image in the cheapest way that `load` would fail in, too.
-
-        Raises:
-            UnreadableFile: the image is damaged.
-            DataError: it is whole and doesn't fit: another size, more than 8 bits.
-        """
+        """Decode the image in the cheapest way that `load` would fail in, too. Raises like `check_bytes`."""
         name = self.names[index]
-        image = _open(self.archive, name)
-        _check_size(name, image, self.size)
-        if image.format == "JPEG":
-            # An eighth of the size: the whole stream is still read, most of the arithmetic is saved.
-            image.draft(None, (1, 1))  # pyright: ignore[reportArgumentType]
-        _to_rgb(self.archive, name, image)
+        check_bytes(self.archive.read(name), name, self.archive.path, self.size)
 
 
 def look_at_sizes(images: StoredFiles) -> None:
     """Open some images before hours of training do; the rest are checked when they are loaded."""
     for name in images.names[:: max(len(images.names) // _SIZES_LOOKED_AT, 1)] if images.size else []:
-        _check_size(name, _open(images.archive, name), images.size)
+        _check_size(name, _open(images.archive.read(name), name, images.archive.path), images.size)
 
 
 def first_size(archive: Folder | Zip, names: Sequence[str], skip_damaged: bool) -> tuple[int, int]:
     """(height, width) of the first image, or of the first undamaged one; raises `DataError` where there is none."""
     for name in names:
         try:
-            image = decode(archive, name)
+            image = decode_bytes(archive.read(name), name, archive.path, None)
         except UnreadableFile:
             if not skip_damaged:
                 raise
@@ -70,30 +63,46 @@ def first_size(archive: Folder | Zip, names: Sequence[str], skip_damaged: bool) 
     raise DataError(f"all of the {len(names)} training images in {archive.path} are damaged, e.g. {names[0]}: fetch them again")
 
 
-def decode(archive: Folder | Zip, name: str) -> Image.Image:
-    """The image as 8-bit RGB; raises `UnreadableFile`, or `DataError` for more than 8 bits."""
-    return _to_rgb(archive, name, _open(archive, name))
+def decode_bytes(data: bytes, name: str, place: Path | str, size: tuple[int, int] | None) -> Image.Image:
+    """The image as 8-bit RGB; ``name`` and ``place`` are for messages. Raises like `check_bytes`."""
+    image = _to_rgb(_open(data, name, place), name, place)
+    _check_size(name, image, size)
+    return image
 
 
-def _open(archive: Folder | Zip, name: str) -> Image.Image:
-    data = archive.read(name)
+def check_bytes(data: bytes, name: str, place: Path | str, size: tuple[int, int] | None) -> None:
+    """Decode an image in the cheapest way that `decode_bytes` would fail in, too.
+
+    Raises:
+        UnreadableFile: the image is damaged.
+        DataError: it is whole and doesn't fit: another size, more than 8 bits.
+    """
+    image = _open(data, name, place)
+    _check_size(name, image, size)
+    if image.format == "JPEG":
+        # An eighth of the size: the whole stream is still read, most of the arithmetic is saved.
+        image.draft(None, (1, 1))  # pyright: ignore[reportArgumentType]
+    _to_rgb(image, name, place)
+
+
+def _open(data: bytes, name: str, place: Path | str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > _MOST_PIXELS:
             raise DamagedFile(f"{image.width} x {image.height} pixels, more than {_MOST_PIXELS} in all")
         return image
     except Exception as error:  # decoders fail in many ways on damaged files
-        raise _damaged(archive, name, error) from error
+        raise _damaged(name, place, error) from error
 
 
-def _to_rgb(archive: Folder | Zip, name: str, image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, place: Path | str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        raise DataError(f"{name} in {archive.path} has pixels of more than 8 bits ({image.mode}): convert it to 8 bits")
+        raise DataError(f"{name} in {place} has pixels of more than 8 bits ({image.mode}): convert it to 8 bits")
     try:
         # A palette with transparency turns into RGB without a warning only by way of RGBA.
         return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
     except Exception as error:
-        raise _damaged(archive, name, error) from error
+        raise _damaged(name, place, error) from error
 
 
 def _check_size(name: str, image: Image.Image, size: tuple[int, int] | None) -> None:
@@ -104,5 +113,5 @@ def _check_size(name: str, image: Image.Image, size: tuple[int, int] | None) -> 
         )
 
 
-def _damaged(archive: Folder | Zip, name: str, error: Exception) -> UnreadableFile:
-    return UnreadableFile(f"{name} in {archive.path} is damaged or no image ({type(error).__name__}: {error}): mend or remove it")
+def _damaged(name: str, place: Path | str, error: Exception) -> UnreadableFile:
+    return UnreadableFile(f"{name} in {place} is damaged or no image ({type(error).__name__}: {error}): mend or remove it")

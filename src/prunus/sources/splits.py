@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunus.errors import DataError
 
 SPLIT_SEED = 0  # of every split that a source is given here: runs with different seeds see the same images
 
 
-def draw_share(groups: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def draw_share(groups: Sequence[int] | NDArray[np.int64], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Split positions into (rest, drawn), the same share of every group: at least one, but never the last that is left."""
     rest: list[int] = []
     drawn: list[int] = []
@@ -22,7 +23,7 @@ def draw_share(groups: Sequence[int], fraction: float, seed: int) -> tuple[list[
     return sorted(rest), sorted(drawn)
 
 
-def hold_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def hold_out(labels: Sequence[int] | NDArray[np.int64], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Split positions into (rest, held out), the same share of every class; at least one image of a class stays on each side.
 
     Raises:
@@ -37,7 +38,7 @@ def hold_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[in
     return draw_share(labels, fraction, seed)
 
 
-def limit(labels: Sequence[int], count: int, seed: int) -> list[int]:
+def limit(labels: Sequence[int] | NDArray[np.int64], count: int, seed: int) -> list[int]:
     """Positions of ``count`` images, drawn class by class in turn, so that classes are as equal as they can be.
 
     Raises:
@@ -51,7 +52,7 @@ def limit(labels: Sequence[int], count: int, seed: int) -> list[int]:
     return sorted(index for _, _, index in turns[:count])
 
 
-def _shuffled_groups(groups: Sequence[int], seed: int) -> dict[int, list[int]]:
+def _shuffled_groups(groups: Sequence[int] | NDArray[np.int64], seed: int) -> dict[int, list[int]]:
     array = np.asarray(groups)
     random = np.random.RandomState(seed)  # its stream is frozen: the same split with every version of numpy
     order = np.argsort(array, kind="stable")

@@ -79,7 +79,8 @@ def train(
     The same seed gives the same weights, bit for bit, on a CPU with the same number of threads (a GPU needs
     `torch.use_deterministic_algorithms` besides): all generators are seeded anew from (seed, epoch). Therefore ``checkpoint``,
     written after every epoch and every ``checkpoint_steps`` steps of it, suffices for ``resume`` to continue a killed run to the
-    very same weights (within an epoch its batches up to there are fetched again, but not trained on); where the file doesn't
+    very same weights (within an epoch its batches up to there are fetched again, but not trained on, unless the loader tells its
+    place and can take it up, as torchdata's StatefulDataLoader does: then it is part of the checkpoint); where the file doesn't
     exist yet, the run starts from the beginning. Callables are the caller's to keep the same.
 
     A batch is ``(inputs, targets)``; ``loss_fn(output, batch)`` is a mean over it (default: cross entropy, auxiliary outputs
@@ -232,9 +233,10 @@ class _Run:
         if within is not None:
             losses.resume(within["losses"])
             lr, before = within["lr"], within["seconds"]
-        drawn = SeededBatches(batches, self.seed, epoch, self.accelerator.process_index, skip=losses.steps)
-        if within is not None:
-            own = within["processes"][self.accelerator.process_index]
+        own = None if within is None else within["processes"][self.accelerator.process_index]
+        place = None if own is None else own.get("data")
+        drawn = SeededBatches(batches, self.seed, epoch, self.accelerator.process_index, skip=losses.steps, state=place)
+        if own is not None:
             restore_network_stream(own["stream"])
             self.gradients.move_to(own["gradients"])
             self.within = None
@@ -249,7 +251,7 @@ class _Run:
                     self._check(losses, epoch)
                     report(what, first + losses.steps, losses.mean)
                 stop = stop_asked()
-                self._save_within(epoch, losses, lr, start, stop)
+                self._save_within(epoch, losses, lr, start, stop, drawn)
                 if stop and losses.steps < self.steps_per_epoch:
                     raise Terminated
         losses.read()
@@ -324,7 +326,7 @@ class _Run:
             "parameter": {name: f"{list(t.shape)} {t.dtype}" for name, t in state.items() if isinstance(t, Tensor)},
         }
 
-    def _save_within(self, epoch: int, losses: EpochLosses, lr: float, start: float, stop: bool) -> None:
+    def _save_within(self, epoch: int, losses: EpochLosses, lr: float, start: float, stop: bool, drawn: SeededBatches) -> None:
         """A checkpoint in the middle of an epoch, where one is due or the run is to ``stop``."""
         done = losses.steps
         due = stop or (self.checkpoint_steps is not None and done % self.checkpoint_steps == 0)
@@ -333,7 +335,8 @@ class _Run:
         losses.read()
         self._check(losses, epoch)
         share_buffers(self.accelerator, self.model)
-        processes = gather_object([{"stream": network_stream(), "gradients": self.gradients.position()}])
+        own = {"stream": network_stream(), "gradients": self.gradients.position(), "data": drawn.state()}
+        processes = gather_object([own])
         within = {"losses": losses.state(), "lr": lr, "seconds": time.perf_counter() - start, "processes": processes}
         self._save(f"epoch {epoch + 1}, step {done}", within)
 

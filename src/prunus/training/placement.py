@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -11,7 +12,7 @@ from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.data_loader import DataLoaderShard, prepare_data_loader
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, prepare_data_loader
 from accelerate.state import is_initialized
 from accelerate.utils import broadcast, send_to_device
 from torch import nn
@@ -71,6 +72,8 @@ def share_batches(accelerator: Accelerator, loader: Iterable[Any], *, even: bool
     A `DataLoader` is sharded over the processes: ``even`` repeats examples so that all take the same number of steps (training
     needs that), uneven shards hold every example exactly once (evaluation needs that). Any other iterable is taken as it is.
     """
+    if is_sharded(accelerator, loader) and is_stateful(loader):
+        return _Moved(_share_of_stateful(accelerator, cast("DataLoader[Any]", loader), even), accelerator.device)
     if is_sharded(accelerator, loader):
         sampler = getattr(loader, "sampler", None)
         bare = sampler if isinstance(sampler, RandomSampler) and sampler.generator is None else None
@@ -88,6 +91,24 @@ def share_batches(accelerator: Accelerator, loader: Iterable[Any], *, even: bool
             _COMMON.add(bare)
         return prepared
     return _Moved(loader, accelerator.device)
+
+
+def is_stateful(loader: Any) -> bool:
+    """Whether it is a `DataLoader` that tells its place in a pass, and can take it up again: torchdata's StatefulDataLoader."""
+    return isinstance(loader, DataLoader) and hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+
+
+def _share_of_stateful(accelerator: Accelerator, loader: DataLoader[Any], even: bool) -> DataLoader[Any]:
+    """Accelerate's own wrapper would fetch batches before the epoch is seeded, and one ahead of what was handed out."""
+    if accelerator.num_processes == 1:
+        return loader
+    batches = BatchSamplerShard(
+        cast("Any", loader.batch_sampler), accelerator.num_processes, accelerator.process_index, even_batches=even
+    )
+    same = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor", "generator")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*set_vital.*")  # see `prunus.sources.stream_loader`
+        return type(loader)(loader.dataset, batch_sampler=cast("Any", batches), **{name: getattr(loader, name) for name in same})
 
 
 _COMMON: WeakSet[RandomSampler] = WeakSet()
@@ -118,8 +139,22 @@ class _Moved:
         self.loader, self.device = loader, device
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
-            yield send_to_device(batch, self.device)
+        batches = iter(self.loader)  # now, not with the first batch: it may draw random numbers
+        return (send_to_device(batch, self.device) for batch in batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell a loader's sampler and data set, if they ask for it, which pass comes."""
+        for part in (getattr(self.loader, "sampler", None), getattr(self.loader, "dataset", None)):
+            if hasattr(part, "set_epoch"):
+                cast("Any", part).set_epoch(epoch)
+
+    def place(self) -> dict[str, Any] | None:
+        """The place of the loader in its pass; None where it can't tell."""
+        return cast("Any", self.loader).state_dict() if is_stateful(self.loader) else None
+
+    def begin_at(self, state: dict[str, Any]) -> None:
+        """Have the next pass begin at a place that `place` told."""
+        cast("Any", self.loader).load_state_dict(state)
 
 
 def count_batches(batches: Any) -> int | None:

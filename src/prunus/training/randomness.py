@@ -63,17 +63,31 @@ def _generators(loader: Any, depth: int = 3) -> Iterator[torch.Generator]:
 class SeededBatches:
     """The batches of one epoch, whose shuffling and augmentation draw from a stream of random numbers of their own.
 
-    To be made right behind `seed_epoch`; the network's stream is then seeded, too, with another number. The first ``skip``
-    batches are fetched and dropped, which brings the data's stream to where it was when they were trained on.
+    To be made right behind `seed_epoch`; the network's stream is then seeded, too, with another number.
+
+    An epoch is taken up behind its first ``skip`` batches: at ``state``, what `state` told there, if the loader tells its place;
+    otherwise these are fetched and dropped, which brings the data's stream to where it was when they were trained on.
     """
 
-    def __init__(self, batches: Iterable[Any], seed: int, epoch: int, rank: int, skip: int = 0) -> None:
+    def __init__(
+        self, batches: Iterable[Any], seed: int, epoch: int, rank: int, skip: int = 0, state: dict[str, Any] | None = None
+    ) -> None:
+        self._batches: Any = batches
         self._stream = _states()
         _seed(_derive(seed, epoch, rank, 1))
         with self._drawing():
+            if state is not None:
+                self._batches.begin_at(state["loader"])
             self._iterator = iter(batches)
-        for _ in range(skip):
+        if state is not None:
+            self._stream = _unpacked(state["stream"])
+        for _ in range(skip if state is None else 0):
             next(self, None)
+
+    def state(self) -> dict[str, Any] | None:
+        """The loader's place behind the batches that were handed out; None where it can't tell."""
+        place = self._batches.place() if hasattr(self._batches, "place") else None
+        return None if place is None else {"loader": place, "stream": _packed(self._stream)}
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -95,13 +109,7 @@ class SeededBatches:
 
 def network_stream() -> dict[str, Any]:
     """The state of the generators that the network draws from, as a checkpoint can hold it."""
-    (version, words, spare), numpy_state, torch_state = _states()
-    kind, keys, position, has_gauss, cached = numpy_state
-    found = {
-        "python": [version, torch.tensor(words, dtype=torch.int64), spare],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "torch": torch_state,
-    }
+    found = _packed(_states())
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found["cuda"] = torch.cuda.get_rng_state()
     return found
@@ -109,13 +117,26 @@ def network_stream() -> dict[str, Any]:
 
 def restore_network_stream(state: Mapping[str, Any]) -> None:
     """Put the generators where `network_stream` found them."""
-    version, words, spare = state["python"]
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    random.setstate((version, tuple(words.tolist()), spare))
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
+    _restore(_unpacked(state))
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _packed(states: Any) -> dict[str, Any]:
+    """States of the three generators as tensors and numbers."""
+    (version, words, spare), (kind, keys, position, has_gauss, cached), torch_state = states
+    return {
+        "python": [version, torch.tensor(words, dtype=torch.int64), spare],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch_state,
+    }
+
+
+def _unpacked(tree: Mapping[str, Any]) -> Any:
+    version, words, spare = tree["python"]
+    kind, keys, position, has_gauss, cached = tree["numpy"]
+    numpy_state = (kind, keys.numpy().astype(np.uint32), position, has_gauss, cached)
+    return (version, tuple(words.tolist()), spare), numpy_state, tree["torch"]
 
 
 def _states() -> Any:
