@@ -157,7 +157,6 @@ def test_columns_and_labels_that_do_not_fit(tmp_path: Path) -> None:
         load_data(data("four", image=["a"], label=["a"]))
     with pytest.raises(DataError, match=r"train has the label -1, which is none of the 2 classes of training"):
         load_data(data("five", image=["a", "b", "c"], label=[0, 1, -1]))
-    (tmp_path / "five" / "test.parquet").write_bytes(b"")
     (tmp_path / "five" / "train-2.parquet").write_bytes(b"")
     with pytest.raises(DataError, match=r"has files of the kinds .jsonl, .parquet: give one of .parquet, .json, .jsonl, .arrow"):
         load_data(f"datasets:{tmp_path / 'five'}")
