@@ -55,6 +55,7 @@ LATER: dict[str, dict[str, Any]] = {
     | {"runtime": "eager", "whole_groups": False}
     | {"timing": {"threads": 1, "batch": 1, "dtype": "float32", "channels_last": False}},
     "compute": {"checkpoint_steps": None},
+    "export": {"formats": None},
     "": {"sparsity": None, "log_with": None},
 }
 """Fields that recipes got after the first tables were made, with their defaults."""

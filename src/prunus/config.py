@@ -235,6 +235,9 @@ class ExportConfig(Section):
     """What is written and measured at the end."""
 
     onnx: bool = Field(True, description="write small.onnx and check it against onnxruntime")
+    formats: tuple[Literal["onnx", "pt2", "openvino", "executorch"], ...] | None = Field(
+        None, description="formats to write besides, each checked against PyTorch: pt2, openvino, executorch; none: no others"
+    )
     latency_runs: int = Field(30, ge=3, description="timed runs of each network, alternating; the median is reported")
     threads: int = Field(1, ge=1, description="CPU threads while timing")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,11 @@ class FlatInputs:
     def nest(self) -> Any:
         """The inputs as the network takes them."""
         return pytree.tree_unflatten(list(self.leaves), self.spec)
+
+    def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same as positional and keyword arguments."""
+        nest = self.nest()
+        return (nest, {}) if isinstance(nest, tuple) else ((), dict(nest)) if isinstance(nest, Mapping) else ((nest,), {})
 
 
 class FlatNetwork(nn.Module):

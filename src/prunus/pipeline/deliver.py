@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus.config import Recipe
-from prunus.export import export_onnx, measure_latency, measure_onnx_latency
+from prunus.export import measure_latency, route_of
 from prunus.pipeline.called import Called
+from prunus.pipeline.exports import Exported, Timed, export_row
 from prunus.pipeline.samples import show_samples
 from prunus.sources import DataBundle
 from prunus.types import ForwardFn
@@ -23,23 +24,27 @@ def deliver(
     data: DataBundle,
     examples: Tensor,
     forward_fn: ForwardFn | None,
-    onnx_before: Path,
-    onnx_after: Path,
+    before: Path,
+    after: Path,
 ) -> dict[str, Any]:
-    """Latency of both networks, exports checked against PyTorch, and pictures with both answers."""
+    """Latency of both networks, exports checked against PyTorch, and pictures with both answers.
+
+    Files are named as ``before`` and ``after``, with the suffixes of their formats.
+    """
     settings, one = recipe.export, examples[:1]
     base, small = base.eval(), small.eval()
     samples = show_samples(base, small, data, forward_fn=forward_fn)
     base, small = (Called(model, forward_fn) if forward_fn else model for model in (base, small))
     latency = measure_latency({"before": base, "after": small}, one, runs=settings.latency_runs, threads=settings.threads)
-    exports: list[dict[str, Any]] = []
-    if settings.onnx:
-        check = export_onnx(small, one, onnx_after, check_inputs=[examples])
-        export_onnx(base, one, onnx_before)
-        times = measure_onnx_latency(
-            {"before": onnx_before, "after": onnx_after}, one, runs=settings.latency_runs, threads=settings.threads
-        )
-        row = {name: value for name, value in asdict(check).items() if name != "path"}
-        measured = {f"latency_{which}": asdict(time) for which, time in times.items()}
-        exports.append({**row, "file": check.path.name, **measured})
+    subject, timed = Exported(small, base, one), Timed(settings.latency_runs, settings.threads)
+    exports = [
+        export_row(subject, name, after.with_suffix(suffix), timed, checks=[examples], full_path=before.with_suffix(suffix))
+        for name, suffix in export_formats(recipe).items()
+    ]
     return {"latency": {name: asdict(value) for name, value in latency.items()}, "exports": exports, "samples": samples}
+
+
+def export_formats(recipe: Recipe) -> dict[str, str]:
+    """The formats that a recipe asks for, with the suffixes of their files."""
+    names = [*(["onnx"] if recipe.export.onnx else []), *(recipe.export.formats or ())]
+    return {name: route_of(name).suffix for name in names}

@@ -82,7 +82,13 @@ def assemble(
         "environment": machine,
         "warnings": [w for r in results.values() for w in r["warnings"]],
         "recipe": recipe.model_dump(mode="json"),
-        "files": ["result.json", "report.html", "small.prunus", *(e["file"] for e in export["exports"]), *gallery],
+        "files": [
+            "result.json",
+            "report.html",
+            "small.prunus",
+            *(f for e in export["exports"] for f in e.get("files", [e["file"]])),
+            *gallery,
+        ],
     }
 
 

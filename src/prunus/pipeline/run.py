@@ -14,12 +14,13 @@ from torch import nn
 
 from prunus.allocation import allocate, check_reach
 from prunus.config import Recipe
+from prunus.export import route_of
 from prunus.graph import trace
 from prunus.importance import score
 from prunus.importance.criteria import resolve_criterion
 from prunus.importance.evidence import DataRun
 from prunus.pipeline.controls import CONTROLS, Controls
-from prunus.pipeline.deliver import deliver
+from prunus.pipeline.deliver import deliver, export_formats
 from prunus.pipeline.images import load_images
 from prunus.pipeline.judge import Judge
 from prunus.pipeline.ladder import TITLES, Fall, Ladder, judged_title
@@ -89,6 +90,8 @@ class _Run:
     def _check_before_training(self) -> None:
         """Whatever can be known to fail later fails now, before anything is trained or written: names, weights, the budget."""
         settings, model = self.recipe.prune, self.networks.build()
+        for name in export_formats(self.recipe):
+            route_of(name).require()
         self._select_inputs(model, SurgeryRecord.nothing_removed(model))
         if self.recipe.sparsity is not None:
             self.needs, self.batches = frozenset[str](), 0
@@ -353,7 +356,7 @@ class _Run:
     def _export(self) -> dict[str, Any]:
         small, record = self.networks.load(self.stages, self.latest)
         save(small, record, self.out / "small.prunus")
-        files = self.stages.file("full.onnx"), self.out / "small.onnx"
+        files = self.stages.file("full.onnx"), self.out / "small.onnx"  # other formats by other suffixes
         return deliver(self.recipe, self._base(), small, self.data, self.examples, self.trainer.forward_fn, *files)
 
 

@@ -17,6 +17,8 @@ from prunus.surgery.remove import apply_record
 from prunus.tensor_files import read_tensors, tensor_bytes
 
 _KEY = "prunus.record"
+IN_FOLDER = "model.safetensors"
+"""The file's name in a folder of the form that the Hugging Face hub has."""
 
 
 def save(model: nn.Module, record: SurgeryRecord, path: str | os.PathLike[str]) -> None:
@@ -34,10 +36,13 @@ def save(model: nn.Module, record: SurgeryRecord, path: str | os.PathLike[str]) 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Read what `save` wrote into a new network; ``model`` is a fresh full-size one of the same architecture and stays untouched.
 
+    ``path`` may also be a folder that holds such a file as ``model.safetensors``, as ``prunus export --format hf`` writes it.
+
     Raises:
         ArtifactError: no such file, truncated, changed since it was written, not made by Prunus, or of another architecture.
     """
-    tensors, record = _read(Path(path))
+    path = _file(Path(path))
+    tensors, record = _read(path)
     small = apply_record(model, record)
     own = _persistent(small)
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -60,7 +65,11 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 def read_record(path: str | os.PathLike[str]) -> SurgeryRecord:
     """The surgery record of a file that `save` wrote; raises `ArtifactError` like `load`."""
-    return _read(Path(path))[1]
+    return _read(_file(Path(path)))[1]
+
+
+def _file(path: Path) -> Path:
+    return path / IN_FOLDER if path.is_dir() else path
 
 
 def _persistent(model: nn.Module) -> dict[str, Tensor]:
