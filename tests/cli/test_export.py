@@ -96,11 +96,14 @@ def test_a_missing_package_stops_a_run_before_it_trains(made: Path, tmp_path: Pa
 def test_the_folder_of_a_run_in_every_format(folder: Path) -> None:
     formats = [name for name in (*ROUTES, "hf") if name != "executorch"]
     done = call(
-        "export", str(folder / "out"), *(a for name in formats for a in ("--format", name)), "--int8", *SETTINGS, "--json"
+        "export",
+        str(folder / "out"),
+        *(a for name in formats for a in ("--format", name)),
+        "--int8",
+        *SETTINGS,
     )
     assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
-    assert json.loads(Path("exported/export.json").read_text())["exports"] == result["exports"]
+    result = json.loads(Path("exported/export.json").read_text())
     rows = {row["format"]: row for row in result["exports"]}
     assert list(rows) == ["onnx", "pt2", "openvino", "int8", "hf"] and result["images"] == 40
     for name in ("onnx", "pt2", "openvino"):

@@ -69,7 +69,7 @@ def read_record(path: str | os.PathLike[str]) -> SurgeryRecord:
 
 
 def _file(path: Path) -> Path:
-    return path / IN_FOLDER if path.is_dir() else path
+    return path / IN_FOLDER if (path / IN_FOLDER).exists() else path
 
 
 def _persistent(model: nn.Module) -> dict[str, Tensor]:
