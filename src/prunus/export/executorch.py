@@ -24,8 +24,11 @@ def write_edge(network: FlatNetwork, inputs: FlatInputs, draft: Path, *, dynamic
 
 
 def open_edge(path: Path, threads: int, like: FlatInputs) -> Session:
-    """The program in ExecuTorch's own runtime for Python. It chooses its threads itself."""
+    """The program in ExecuTorch's own runtime for Python."""
     with quiet():
+        pool = imported("executorch.extension.pybindings.portable_lib", "executorch")
+        if pool._threadpool_get_thread_count() != threads:  # one pool for the whole process
+            pool._unsafe_reset_threadpool(threads)
         runtime = imported("executorch.runtime", "executorch").Runtime.get()
         method: Any = runtime.load_program(path).load_method("forward")
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from prunus.errors import ExportError, UnknownName
-from prunus.export.sessions import FILE_RUNTIMES, open_session
+from prunus.export.sessions import FILE_RUNTIMES, Session, open_session
 from prunus.export.signature import FlatInputs
 from prunus.types import call_model
 
@@ -93,6 +93,20 @@ def measure_file_latency(
     """
     times = time_in_turns(files, inputs, runtime, runs=runs, warmup=warmup, threads=threads)
     return {name: summary(ms, threads, FlatInputs.of(inputs).batch, runtime) for name, ms in times.items()}
+
+
+def measure_sessions(
+    sessions: Mapping[str, Session], inputs: Any, *, runs: int = 30, warmup: int = 5, threads: int = 1
+) -> dict[str, Latency]:
+    """The same for files of any format that are open already, with so many ``threads``; PyTorch's own are set for the while."""
+    _check(sessions, runs, warmup, threads)
+    flat, threads_before = FlatInputs.of(inputs), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        times = _alternate({name: session.bind(flat) for name, session in sessions.items()}, runs, warmup)
+    finally:
+        torch.set_num_threads(threads_before)
+    return {name: summary(ms, threads, flat.batch, sessions[name].runtime) for name, ms in times.items()}
 
 
 def time_in_turns(

@@ -66,7 +66,7 @@ def latencies(route: Route, files: Mapping[str, Path], example: Any, timed: Time
     """``latency_before`` and ``latency_after``, in turns."""
     flat = FlatInputs.of(example)
     sessions = {which: route.open(file, timed.threads, flat) for which, file in files.items()}
-    found = measure_sessions(sessions, example, timed.runs, threads=timed.threads)
+    found = measure_sessions(sessions, example, runs=timed.runs, threads=timed.threads)
     return {f"latency_{which}": asdict(latency) for which, latency in found.items()}
 
 
