@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import prunus
 from prunus import Budget, InvalidBudget, PrunusWarning
-from prunus.allocation import knapsack as module
 from small_nets import NETS, build, images
 
 
@@ -159,7 +158,7 @@ def test_products_of_three_groups_are_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_a_solver_out_of_time_says_so_and_still_meets_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = prunus.trace(build("Plain"), images())
     scores = prunus.score(build("Plain"), graph, "l1")
-    monkeypatch.setattr(module, "milp", lambda *_, **__: type("Nothing", (), {"x": None})())
+    monkeypatch.setattr("scipy.optimize.milp", lambda *_, **__: type("Nothing", (), {"x": None})())
     with pytest.warns(
         PrunusWarning, match="knapsack's solver stopped after 30 s and found no plan: the smallest network is filled"
     ):

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix
 
 from prunus.allocation.ranking import finish
@@ -111,6 +110,8 @@ class _Program:
 
         A solver that ran out of time before it found any plan leaves the smallest network, from which `finish` gives back.
         """
+        from scipy.optimize import Bounds, LinearConstraint, milp  # a third of the time that `import prunus` would take
+
         losses = [self._losses(number) for number in range(len(self.channels))]
         objective = np.zeros(self.columns)
         objective[: self.first[-1]] = np.concatenate(losses)
