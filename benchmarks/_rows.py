@@ -54,7 +54,7 @@ LATER: dict[str, dict[str, Any]] = {
     }
     | {"runtime": "eager", "whole_groups": False}
     | {"timing": {"threads": 1, "batch": 1, "dtype": "float32", "channels_last": False}},
-    "compute": {"checkpoint_steps": None},
+    "compute": {"checkpoint_steps": None, "mixed_precision": "auto", "accumulation_steps": 1},
     "export": {"formats": None},
     "": {"sparsity": None, "log_with": None},
 }

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from prunus.config_prune import PruneConfig, Section
 from prunus.errors import RecipeError
@@ -212,8 +219,11 @@ class FunctionsConfig(Section):
     forward: str | None = Field(None, description="forward(model, inputs), where the call isn't model(inputs)")
 
 
+_LATER_COMPUTE: dict[str, Any] = {"mixed_precision": "auto", "accumulation_steps": 1}
+
+
 class ComputeConfig(Section):
-    """How the CPU is used; results depend on it in the last digits, so it is part of the recipe."""
+    """How processors are used; results depend on it in the last digits, so it is part of the recipe."""
 
     threads: int | Literal["auto"] | None = Field(
         None, description="CPU threads of training; auto: the fastest in a short measurement; none: PyTorch's default"
@@ -222,6 +232,22 @@ class ComputeConfig(Section):
     checkpoint_steps: int | None = Field(
         None, ge=1, description="write a checkpoint every so many training steps, too; none: behind every epoch only"
     )
+
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
+        "auto", description="of training: bf16, fp16 or no; auto: bf16 on a GPU that has it, else fp16, and no on a CPU"
+    )
+    accumulation_steps: int = Field(
+        1,
+        ge=1,
+        description="parts in which a training step's images go through the network one after another, their gradients summed "
+        "up: less memory; data.batch_size stays that of the step",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came later are left out where they change nothing, so that runs from before can go on."""
+        tree: dict[str, Any] = serialize(self)
+        return {name: value for name, value in tree.items() if _LATER_COMPUTE.get(name, ...) != value}
 
     @field_validator("threads")
     @classmethod

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from prunus.config import OptimizerConfig, Recipe
+from prunus.errors import RecipeError
 from prunus.sources import DataBundle, load_function, make_loader
 from prunus.training import evaluate, fastest, measure_training_speed, memory_format, train
 from prunus.training.distill import DistillationLoss
 from prunus.training.features import FeatureLoss, feature_pairs
 from prunus.training.objective import Objective
+from prunus.training.placement import start_accelerator
 from prunus.training.processes import Processes, share
 from prunus.training.tracking import track
 from prunus.training_hooks import SparsityMethod
@@ -54,6 +56,16 @@ class Trainer:
         self.compute = Compute(torch.get_num_threads(), False)
         self.processes = Processes()
         self.step_images = share(recipe.data.batch_size, self.processes.count)
+        parts = recipe.compute.accumulation_steps
+        if parts > self.step_images:
+            raise RecipeError(
+                f"compute.accumulation_steps = {parts} parts of a step can't be had of the {self.step_images} images that a "
+                "process takes of it: lower it, or raise data.batch_size"
+            )
+        if (
+            recipe.compute.mixed_precision != "auto"
+        ):  # now: a process has one for all its work, evaluation before training included
+            start_accelerator(recipe.compute.mixed_precision)
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -117,6 +129,8 @@ class Trainer:
                 forward_fn=self.forward_fn,
                 description=name,
                 channels_last=self.compute.channels_last,
+                mixed_precision=self.recipe.compute.mixed_precision,
+                accumulation_steps=self.recipe.compute.accumulation_steps,
                 method=method,
                 checkpoint_steps=self.recipe.compute.checkpoint_steps,
                 on_epoch=None if tracker is None else tracker.epoch,

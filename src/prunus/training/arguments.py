@@ -18,6 +18,7 @@ def check_arguments(
     resume: bool,
     evaluation_loader: Iterable[Any] | None,
     method: SparsityMethod | None,
+    accumulation_steps: int,
 ) -> None:
     """Raise `TrainingError` before anything is trained."""
     if resume and checkpoint is None:
@@ -26,6 +27,8 @@ def check_arguments(
         raise TrainingError(f"checkpoint_steps = {checkpoint_steps} needs checkpoint=PATH and a number of steps above zero")
     if evaluation_loader is None and (settings.patience is not None or settings.keep == "best"):
         raise TrainingError('patience and keep = "best" judge epochs by validation images: give an evaluation_loader')
+    if accumulation_steps < 1:
+        raise TrainingError(f"accumulation_steps = {accumulation_steps} is a number of parts of a batch, at least 1")
     if settings.ema and method is not None:
         raise TrainingError(
             "a moving average of the weights (ema) has none of the zeros that a sparsity method makes: set ema = 0"

@@ -24,7 +24,6 @@ from prunus.training.checkpoint import Checkpoint, load_newest, save_checkpoint,
 from prunus.training.evaluation import run_evaluation
 from prunus.training.log import EpochLog, TrainingLog
 from prunus.training.losses import EpochLosses
-from prunus.training.mixup import Mixed
 from prunus.training.objective import MetricFn, Objective, batch_size
 from prunus.training.optimizers import build_optimizer, learning_rate, total_steps, warmup_steps
 from prunus.training.placement import (
@@ -50,6 +49,7 @@ from prunus.training.randomness import (
 )
 from prunus.training.sparse_gradients import SparseGradients
 from prunus.training.sparsity_log import describe
+from prunus.training.step import Forward, add_gradients
 from prunus.training.workers import worker_failures
 from prunus.training_hooks import SparsityMethod
 from prunus.types import ForwardFn, LossFn
@@ -73,6 +73,7 @@ def train(
     on_epoch: Callable[[EpochLog], None] | None = None,
     mixed_precision: MixedPrecision = "auto",
     channels_last: bool = False,
+    accumulation_steps: int = 1,
 ) -> TrainingLog:
     """Train ``model`` in place and say how every epoch went; mode, device and random state are left as found, gradients cleared.
 
@@ -89,7 +90,8 @@ def train(
     checkpoint is on the disk. A part of the network whose parameters are all frozen (``requires_grad`` is False) runs as in
     evaluation: its batch norm keeps its statistics and its dropout is off. ``channels_last`` is the memory format of the weights,
     and so of what convolutions compute, while it trains. Mixed precision is used on GPUs; evaluation is always in the network's
-    own precision.
+    own precision. With ``accumulation_steps`` a step's batch goes through the network in so many parts, whose gradients are
+    summed up: the same step in less memory (see `add_gradients`).
 
     With ``settings.ema`` the network is evaluated with, and in the end has, the moving average of its weights. With
     ``settings.patience`` training stops early, and with ``settings.keep = "best"`` the network gets the weights of its best
@@ -100,31 +102,20 @@ def train(
         ArtifactError: a checkpoint that can't be read or written.
         Terminated: SIGTERM came (see `prunus.stopping`); the state behind the last step is in the checkpoint.
     """
-    check_arguments(settings, checkpoint, checkpoint_steps, resume, evaluation_loader, method)
+    check_arguments(settings, checkpoint, checkpoint_steps, resume, evaluation_loader, method, accumulation_steps)
     objective = Objective(loss_fn, metric, forward_fn, settings.label_smoothing)
     if settings.epochs == 0 and settings.steps is None:
         return TrainingLog((), seed, note=f"{description}: epochs = 0, nothing was trained")
     if checkpoint is not None:
         checkpoint = usable_path(checkpoint)
     with worker_failures(description), restored_generators():
-        run = _Run(model, loader, settings, seed, objective, method, mixed_precision, checkpoint_steps)
+        run = _Run(model, loader, settings, seed, objective, method, mixed_precision, checkpoint_steps, accumulation_steps)
         frozen = frozen_batch_norm(model, settings.freeze_batch_norm)
         with placed(model, run.accelerator.device, channels_last), frozen, run.gradients:
             try:
                 return run.execute(checkpoint, resume, evaluation_loader, on_epoch, description)
             finally:
                 model.zero_grad(set_to_none=True)
-
-
-class _Forward(nn.Module):
-    """The network and how it is called: what Accelerate wraps, casts and marks is this module, never the user's."""
-
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, inputs: Any) -> Any:
-        return self.objective.forward(self.model, inputs)
 
 
 class _Run:
@@ -140,9 +131,10 @@ class _Run:
         method: SparsityMethod | None,
         mixed_precision: MixedPrecision,
         checkpoint_steps: int | None,
+        parts: int,
     ) -> None:
         self.model, self.loader, self.settings, self.seed = model, loader, settings, seed
-        self.objective, self.method, self.checkpoint_steps = objective, method, checkpoint_steps
+        self.objective, self.method, self.checkpoint_steps, self.parts = objective, method, checkpoint_steps, parts
         self.gradients = SparseGradients(model, settings.sparse_gradients)
         self.accelerator = start_accelerator(mixed_precision)
         if self.accelerator.num_processes > 1 and not is_sharded(self.accelerator, loader):
@@ -175,7 +167,7 @@ class _Run:
         options = None if self.method is None else self.method.parameter_options()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, self.settings, options))
-        self.forward: nn.Module = self.accelerator.prepare_model(_Forward(self.model, self.objective))
+        self.forward: nn.Module = self.accelerator.prepare_model(Forward(self.model, self.objective))
         self.checkpoint = checkpoint
         self.average = Average(self.model, self.settings.ema) if self.settings.ema else None
         if self.method is not None:
@@ -271,10 +263,15 @@ class _Run:
 
     def _step(self, batch: Any) -> Tensor:
         """Forward, backward, update; returns the loss without waiting for it."""
-        loss = self._loss(batch)
-        if self.method is not None:
-            loss = loss + self.method.penalty()
-        self.accelerator.backward(loss)
+        loss = add_gradients(
+            self.accelerator,
+            self.forward,
+            self.objective,
+            batch,
+            mixup=self.settings.mixup,
+            parts=self.parts,
+            penalty=None if self.method is None else self.method.penalty,
+        )
         clip = self.settings.clip_norm
         if self.accelerator.scaler is not None and (self.method is not None or clip is not None):
             self.accelerator.unscale_gradients(self.optimizer)
@@ -289,15 +286,7 @@ class _Run:
             self.method.after_step()
         if self.average is not None:
             self.average.update()
-        return loss.detach()
-
-    def _loss(self, batch: Any) -> Tensor:
-        if self.settings.mixup:
-            mixed = Mixed(batch, self.settings.mixup)
-            output = self.forward(mixed.inputs)
-            return mixed.loss(lambda batch: self.objective.loss(output, batch, training=True))
-        output = self.forward(self.objective.inputs(batch))
-        return self.objective.loss(output, batch, training=True)
+        return loss
 
     def _check(self, losses: EpochLosses, epoch: int) -> None:
         """Stop at a loss that isn't finite."""
@@ -321,6 +310,7 @@ class _Run:
             "steps_per_epoch": self.steps_per_epoch,
             "batch_size": getattr(self.loader, "batch_size", None),
             "processes": self.accelerator.num_processes,
+            **({} if self.parts == 1 else {"accumulation_steps": self.parts}),
             "mixed_precision": str(self.accelerator.mixed_precision),
             "sparsity_method": None if self.method is None else type(self.method).__name__,
             "parameter": {name: f"{list(t.shape)} {t.dtype}" for name, t in state.items() if isinstance(t, Tensor)},
