@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "prunus"
-BASE = {"budgets", "costs", "errors", "files", "stopping", "tensor_files", "training_hooks", "types"}
+BASE = {"budgets", "costs", "errors", "files", "stopping", "tensor_files", "training_hooks", "types", "wrapping"}
 METHODS = {"importance", "allocation", "surgery"}
 MAY_IMPORT = {
     "errors": set[str](),
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "costs": set[str](),
     "types": {"budgets", "costs", "errors"},
     "training_hooks": {"types"},
+    "wrapping": {"errors"},
     "config": BASE | {"config_prune", "recipe_text"},
     "config_prune": BASE,
     "recipe_text": {"errors", "files"},

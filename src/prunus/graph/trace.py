@@ -18,6 +18,7 @@ from prunus.graph.dry_run import ValuesNeeded
 from prunus.graph.labels import LabelSpace
 from prunus.graph.tracer import Tracer
 from prunus.types import ChannelGraph, ExampleInputs, ForwardFn, Units, call_model, first_tensor, map_tensors
+from prunus.wrapping import refuse_wrapped
 
 Keep: TypeAlias = "str | type | Callable[[str, nn.Module], bool] | Sequence[str | type]"
 
@@ -38,7 +39,7 @@ def trace(
     modes and the random state are left as found.
 
     Args:
-        model: any `nn.Module` that runs on ``example_inputs``, neither wrapped (DDP, FSDP) nor compiled.
+        model: any `nn.Module` that runs on ``example_inputs``, neither wrapped or divided (DDP, FSDP) nor compiled.
         example_inputs: a tensor, a tuple (positional) or a dict (keyword); costs are per input, at batch 1.
         keep: module or parameter names, globs over them, module types, or ``predicate(name, module)``: their shapes never change.
         mixing: ``"allow"`` or ``"freeze"`` groups over which an operation computes statistics (layer norm, softmax, ...).
@@ -92,12 +93,8 @@ def _trace_both(
 
 
 def _check_traceable(model: nn.Module) -> None:
-    wrapper = type(model).__name__
-    if wrapper in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
-        raise UnsupportedNetwork(
-            f"the model is wrapped in {wrapper}: prune the network inside (`model.module`), then wrap the result again"
-        )
-    if hasattr(model, "_orig_mod") or wrapper == "OptimizedModule":
+    refuse_wrapped(model)
+    if hasattr(model, "_orig_mod") or type(model).__name__ == "OptimizedModule":
         raise UnsupportedNetwork("the model is compiled: prune the original (`model._orig_mod`), then compile the result")
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedNetwork(

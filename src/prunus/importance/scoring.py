@@ -19,6 +19,7 @@ from prunus.importance.evidence import DataRun, Evidence
 from prunus.importance.greedy import RemainingWeights
 from prunus.importance.row import CriterionRow
 from prunus.types import ChannelGraph, Criterion, ForwardFn, LossFn, PruningPlan, Scores
+from prunus.wrapping import refuse_wrapped
 
 
 def score(
@@ -59,7 +60,9 @@ def score(
         UnknownName: no such criterion, option or evidence.
         EvidenceError: data are missing, empty, or give a non-finite loss or score.
         NothingPruned: the criterion can't score any group.
+        UnsupportedNetwork: the model is wrapped or divided (DDP, FSDP).
     """
+    refuse_wrapped(model)
     row = resolve_criterion(criterion, options)
     evidence = Evidence(seed=seed)
     if row.needs:

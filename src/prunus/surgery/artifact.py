@@ -15,6 +15,7 @@ from prunus.graph.labels import named_tensors
 from prunus.surgery.record import SurgeryRecord
 from prunus.surgery.remove import apply_record
 from prunus.tensor_files import read_tensors, tensor_bytes
+from prunus.wrapping import refuse_wrapped
 
 _KEY = "prunus.record"
 IN_FOLDER = "model.safetensors"
@@ -26,7 +27,9 @@ def save(model: nn.Module, record: SurgeryRecord, path: str | os.PathLike[str]) 
 
     Raises:
         ArtifactError: the folder doesn't exist, the disk is full, ...
+        UnsupportedNetwork: the model is wrapped or divided (DDP, FSDP).
     """
+    refuse_wrapped(model)
     try:
         write_atomically(Path(path), tensor_bytes(_persistent(model), _KEY, json.loads(record.to_json())))
     except OSError as error:

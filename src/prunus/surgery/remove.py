@@ -20,6 +20,7 @@ from prunus.surgery.replaced import ReplaceEdit, replace_layers, why_not_replace
 from prunus.surgery.selected_inputs import give_selection, why_not_selectable
 from prunus.surgery.selected_norms import is_batch_norm
 from prunus.types import ChannelGraph, PruningPlan
+from prunus.wrapping import refuse_wrapped
 
 
 def remove(
@@ -41,7 +42,8 @@ def remove(
     Raises:
         NothingPruned: the plan removes no channel.
         UnknownName: the plan names a group that the graph doesn't have, or one that is frozen.
-        UnsupportedNetwork: the model isn't the one that was traced, or the optimizer isn't over its parameters.
+        UnsupportedNetwork: the model isn't the one that was traced, is wrapped or divided (DDP, FSDP), or the
+            optimizer isn't over its parameters.
     """
     record = plan_to_record(model, graph, plan)
     return _rebuild(model, record, optimizer, ema), record
@@ -49,6 +51,7 @@ def remove(
 
 def plan_to_record(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> SurgeryRecord:
     """The edits that carry out ``plan``; see `remove` for what is raised."""
+    refuse_wrapped(model)
     if fingerprint(model) != graph.fingerprint:
         raise UnsupportedNetwork("the model's parameters don't have the names and shapes of the traced one: trace it again")
     if plan.num_removed == 0:
@@ -94,7 +97,9 @@ def apply_record(model: nn.Module, record: SurgeryRecord) -> nn.Module:
 
     Raises:
         ArtifactError: the architecture is another one.
+        UnsupportedNetwork: the network is wrapped or divided (DDP, FSDP).
     """
+    refuse_wrapped(model)
     try:
         return _replay(model, record)
     except ArtifactError:

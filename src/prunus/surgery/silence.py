@@ -17,6 +17,7 @@ from prunus.graph.trace import tensors_in
 from prunus.graph.tracer import Tracer
 from prunus.surgery.remove import removed_positions
 from prunus.types import ChannelGraph, PruningPlan, Units
+from prunus.wrapping import refuse_wrapped
 
 Positions = dict[tuple[str, int], Tensor]
 
@@ -27,7 +28,11 @@ def silence(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Modu
     Only readers are zeroed: the channels are still computed, so that an error in what removal does to their writers can't hide.
     Where
     the plan touches a group marked ``mixing``, the copy evaluates each mixing operation on the kept channels only.
+
+    Raises:
+        UnsupportedNetwork: the model is wrapped or divided (DDP, FSDP).
     """
+    refuse_wrapped(model)
     memo: dict[int, Any] = {}
     tensors = dict(named_tensors(model))
     with torch.no_grad():

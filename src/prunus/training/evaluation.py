@@ -19,6 +19,7 @@ from prunus.training.progress import progress_bar
 from prunus.training.randomness import restored_generators
 from prunus.training.workers import worker_failures
 from prunus.types import ForwardFn, LossFn, first_tensor
+from prunus.wrapping import refuse_wrapped
 
 TOP = 5
 LARGEST_CONFUSION = 50  # classes
@@ -44,7 +45,9 @@ def evaluate(
 
     Raises:
         TrainingError: the loader yields nothing, its processes die or hang, or an output, batch or callable doesn't fit.
+        UnsupportedNetwork: the model is wrapped or divided (DDP, FSDP): several processes evaluate a plain one in each.
     """
+    refuse_wrapped(model)
     accelerator = start_accelerator()
     objective = Objective(loss_fn, metric, forward_fn)
     with worker_failures(description), restored_generators(), placed(model, accelerator.device):

@@ -53,6 +53,7 @@ from prunus.training.step import Forward, add_gradients
 from prunus.training.workers import worker_failures
 from prunus.training_hooks import SparsityMethod
 from prunus.types import ForwardFn, LossFn
+from prunus.wrapping import refuse_wrapped
 
 
 def train(
@@ -99,9 +100,11 @@ def train(
 
     Raises:
         TrainingError: non-finite loss, a loader that yields nothing or has no length, a checkpoint of another run.
+        UnsupportedNetwork: the model is wrapped or divided (DDP, FSDP): training wraps it itself.
         ArtifactError: a checkpoint that can't be read or written.
         Terminated: SIGTERM came (see `prunus.stopping`); the state behind the last step is in the checkpoint.
     """
+    refuse_wrapped(model)
     check_arguments(settings, checkpoint, checkpoint_steps, resume, evaluation_loader, method, accumulation_steps)
     objective = Objective(loss_fn, metric, forward_fn, settings.label_smoothing)
     if settings.epochs == 0 and settings.steps is None:
