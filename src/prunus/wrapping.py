@@ -33,8 +33,8 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 _DIVIDED = (
     ": its parameters are divided among processes, and none has all the channels that go together. Prune before that: "
-    "`small, record = prunus.remove(network, graph, plan)` on the plain network in every process, then `fully_shard(small)` and a "
-    "new optimizer. Of a network that exists only divided, get the weights with "
+    "`small, record = prunus.remove(network, graph, plan)` on the plain network in every process, then `fully_shard(small)` and "
+    "a new optimizer. Of a network that exists only divided, get the weights with "
     "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), load "
     "them into a plain one, and prune that"
 )
