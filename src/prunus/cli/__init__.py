@@ -1,6 +1,6 @@
 """The command line: what ``prunus --help`` lists."""
 
-from prunus.cli import bench, export, laboratory, latency, networks, recipes, recovery, search, sensitivity, tickets
+from prunus.cli import bench, export, laboratory, latency, networks, recipes, recovery, report, search, sensitivity, tickets
 from prunus.cli.app import app
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "networks",
     "recipes",
     "recovery",
+    "report",
     "search",
     "sensitivity",
     "tickets",

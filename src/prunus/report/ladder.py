@@ -11,6 +11,7 @@ from prunus.report.drawing import Figure, axis, layout, place, plotly_text, wrap
 from prunus.report.laboratory import laboratory_page
 from prunus.report.offline import write_page
 from prunus.report.stages import BEFORE
+from prunus.report.trade_off import points_of, trade_off_figure
 from prunus.report.wording import (
     MISSING,
     bullets,
@@ -53,7 +54,9 @@ def controls(result: Result) -> str:
     head = ["row", "what", "epochs", "MACs", "accuracy", "against this run", "time"]
     split = escape(recovered.get("split", last["split"]))
     note = f'<p class="note">Last epoch, on {split} images, one seed. Liu et al. 2019 found such rows to be strong.</p>'
-    return f"<h3>Controls</h3>{table('Is it the pruning?', head, listed, (2, 3, 4, 5, 6))}{note}"
+    shown = trade_off_figure(points_of(result, result["name"]), "macs") is not None
+    drawn = place("plot-trade-off", "Accuracy against MACs: this run, the unpruned network, the controls") if shown else ""
+    return f"<h3>Controls</h3>{drawn}{table('Is it the pruning?', head, listed, (2, 3, 4, 5, 6))}{note}"
 
 
 def _control(row: str, what: str, epochs: Any, macs: Any, accuracy: float, own: float, seconds: Any) -> list[str]:

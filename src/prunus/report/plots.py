@@ -10,6 +10,7 @@ from prunus.report.confusion import confusion_figures
 from prunus.report.drawing import INK, SERIES, Figure, axis, large_markers, layout, line, plotly_text, tail, wrapped
 from prunus.report.rounds import rounds_figure
 from prunus.report.sparsity import sparsity_figures
+from prunus.report.trade_off import points_of, trade_off_figure
 from prunus.report.wording import count, is_number, percent, plain
 
 MOST_STAGES = 13  # in the plot; of a run with more rounds it shows the last one
@@ -26,6 +27,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, Figure]:
         "plot-loss": curve_figure(result["training"], "loss", "training loss"),
         "plot-accuracy": curve_figure(result["training"], "accuracy", "validation accuracy"),
         "plot-rounds": rounds_figure(result),
+        "plot-trade-off": trade_off_figure(points_of(result, result["name"]), "macs") if result.get("controls") else None,
         **sparsity_figures(result),
         **confusion_figures(result),
     }
