@@ -124,10 +124,12 @@ def _bytes(folder: Path) -> int:
 
 
 def _batches(dataset: Dataset[Any], count: int, batch_size: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    """So many images drawn at random, with their labels, in batches of tensors."""
+    """Images drawn at random, in batches of tensors, with their classes; other labels, which nothing reads, are empty."""
     size = len(dataset)  # pyright: ignore[reportArgumentType]
     chosen = torch.randperm(size, generator=generator)[:count].sort().values.tolist()
-    return list(make_loader(Subset(dataset, chosen), batch_size=batch_size, shuffle=False))
+    loader = make_loader(Subset(dataset, chosen), batch_size=batch_size, shuffle=False)
+    none = torch.zeros(batch_size, 0)
+    return [(x, y if isinstance(y, Tensor) and y.ndim == 1 else none[: len(x)]) for x, y in loader]
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from prunus.errors import ExportError
 from prunus.export import export_onnx, measure_file_latency
@@ -71,14 +72,18 @@ def _pieces(batch: Tensor, rows: int | None) -> list[Tensor]:
     return [batch] if rows is None else [piece for piece in batch.split(rows) if len(piece) == rows]
 
 
+def _first(output: Any) -> Tensor:
+    return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+
+
 @torch.no_grad()
 def judge(network: nn.Module, session: Session, batches: Sequence[tuple[Tensor, Tensor]]) -> Judged:
-    """The network in eval mode and the file on the same test images."""
+    """The network in eval mode and the file on the same test images; of several outputs the first."""
     found, right, right_float, equal, classified = Judged(), 0, 0, 0, True
     difference = scale = 0.0
     network = network.eval()
     for images, labels in batches:
-        output, wanted = session(FlatInputs.of(images))[0], network(images)
+        output, wanted = session(FlatInputs.of(images))[0], _first(network(images))
         difference += (output.double() - wanted.double()).square().sum().item()
         scale += wanted.double().square().sum().item()
         found.images += len(images)
