@@ -11,7 +11,7 @@ class; bytes and latency beside the unpruned network's file, one image, one thre
     python benchmarks/exports.py --weights resnet20_cifar10.safetensors --cifar folder:cifar10_jpeg.zip \\
         --run runs/cats_dogs --photos folder:cats_dogs.zip
 
-About 8 minutes on a quiet core; finished networks are kept, ``--again NAME`` repeats one. Latency is that of the machine as it
+About 12 minutes on a quiet core; finished networks are kept, ``--again NAME`` repeats one. Latency is that of the machine as it
 is: run it on a quiet one.
 """
 
