@@ -16,6 +16,7 @@ from prunus.tickets.masks import Masks, apply_masks, dense_masks, keep_highest, 
 from prunus.tickets.scratch import ARMS, Arm, arms, milestones, reinitialise, scratch_epochs
 from prunus.tickets.structured import masks_of_plan, plan_of_masks
 from prunus.tickets.supermask import attach_supermasks, remove_supermasks, set_evaluation, straight_through
+from prunus.tickets.torch_masks import from_torch_masks, plan_of_filters, to_torch_masks
 
 __all__ = [
     "ARMS",
@@ -32,6 +33,7 @@ __all__ = [
     "attach_supermasks",
     "control_start",
     "dense_masks",
+    "from_torch_masks",
     "keep_highest",
     "kept_after",
     "load_masks",
@@ -39,6 +41,7 @@ __all__ = [
     "masks_of_plan",
     "milestones",
     "next_round",
+    "plan_of_filters",
     "plan_of_masks",
     "random_masks",
     "reinitialise",
@@ -53,4 +56,5 @@ __all__ = [
     "start_kept",
     "start_pruned",
     "straight_through",
+    "to_torch_masks",
 ]
