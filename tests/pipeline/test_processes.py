@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from prunus.cli import app
 from prunus.config import load_recipe
 from prunus.errors import ProcessError, RecipeError
 from prunus.pipeline.run import run
@@ -112,6 +114,19 @@ def test_the_main_process_refuses_for_both(both: tuple[Path, dict[str, Any], dic
     assert code != 0 and other_code != 0
     assert "already holds a run" in error and "the main process of this run failed" in other_error
     assert {path: path.stat().st_mtime_ns for path in (folder / "two").rglob("*")} == before
+
+
+def test_two_processes_scan_as_one(tmp_path: Path) -> None:
+    """They share 101 images, of which one gets more."""
+    pytest.importorskip("plotly")
+    command = ["sensitivity", "--model", "cifar:resnet8-projection", "--data", "digits", "--shares", "50", "--images", "101"]
+    (code, out, error), (other_code, other_out, other_error) = two(tmp_path, *command, "--out", "two")
+    assert (code, other_code) == (0, 0), error + other_error
+    assert "written to two" in out and other_out == "", "one of them speaks"
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "one")])
+    assert done.exit_code == 0, done.stderr
+    one, shared = (json.loads((tmp_path / name / "sensitivity.json").read_text()) for name in ("one", "two"))
+    assert len(one["points"]) == 7 and shared["points"] == one["points"] and shared["network"] == one["network"]
 
 
 def test_a_step_is_divided_evenly() -> None:

@@ -59,6 +59,7 @@ def sensitivity_command(
     from prunus.laboratory import Subject
     from prunus.laboratory.contenders import read_options
     from prunus.laboratory.sensitivity import ScanSettings, scan_network
+    from prunus.training.processes import Processes
 
     options = read_options(option or ())
     resolve_criterion(criterion, options)
@@ -88,6 +89,8 @@ def sensitivity_command(
     network = load_network(model, weights, num_classes, bundle, argument, seed)
     with stoppable(f"stopped; the same command continues the scan in {escape(str(out))}"):
         result = scan_network(Subject(lambda _: network, bundle, about), out, settings, announcer())
+    if not Processes().main:  # of several, one speaks
+        return
     if as_json:
         print(json.dumps(result, indent=2))
         return

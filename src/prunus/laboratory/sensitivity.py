@@ -21,6 +21,7 @@ from prunus.allocation.sensitivity import (
 )
 from prunus.laboratory.settings import Subject
 from prunus.laboratory.workbench import Workbench, WorkbenchSettings, check_subject
+from prunus.pipeline.networks import digest
 from prunus.pipeline.result import environment
 from prunus.pipeline.stages import Stages, read_json, write_checked, write_json
 from prunus.report.sensitivity import write_sensitivity
@@ -51,6 +52,7 @@ def scan_network(
     finished: the same call goes on where a stopped one ended, with the same result, and shares can be added. The test images
     are never looked at: where the validation images are the test images, training images are taken, and a note says so.
     ``announce`` is told what is being evaluated. The file serves the allocator ``sensitivity`` as its option ``points``.
+    Several processes (torchrun) share the images of every evaluation; the first one writes.
 
     Raises:
         RecipeError: ``out`` holds a scan of something else or with other settings; no such split.
@@ -62,7 +64,7 @@ def scan_network(
     work = _Scan(subject, settings, Stages(out, recipe, True, lambda _: None), announce)
     points = work.execute()
     machine = environment()
-    result = {
+    result: dict[str, Any] = {
         "prunus": machine["prunus"],
         "subject": recipe["subject"],
         "settings": {**recipe["settings"], "shares": list(settings.shares)},
@@ -73,9 +75,13 @@ def scan_network(
         "notes": work.notes,
         "environment": machine,
     }
+    work.stages.processes.by_main(lambda: _written(result, out))
+    return result
+
+
+def _written(result: dict[str, Any], out: Path) -> None:
     write_json(out / "sensitivity.json", result)
     write_sensitivity(result, out / "sensitivity.html")
-    return result
 
 
 class _Scan(Workbench):
@@ -88,11 +94,15 @@ class _Scan(Workbench):
         network = self.stages.run("network", self.describe)
         self.images = {name: network[name] for name in ("images", "split")}
         self.notes = [*network["warnings"], *network["notes"], *self.scored["warnings"]]
-        stored = [read_json(path) for path in sorted(self.stages.file("").glob("point-*.json"))]
+        processes = self.stages.processes
+        processes.agree("the network", lambda: digest(self.model))
+        stored = processes.by_main(lambda: [read_json(path) for path in sorted(self.stages.file("").glob("point-*.json"))])
         known, _ = read_points(stored)
         return scan(self.graph, self.scores, self._accuracy, self.settings.shares, known=known, finished=self._keep)
 
     def _keep(self, point: SensitivityPoint) -> None:
+        if not self.stages.processes.main:
+            return
         names = [group.name for group in self.graph.groups]
         name = "whole" if point.group == WHOLE else f"{names.index(point.group):04d}-{point.removed:05d}"
         write_checked(self.stages.file(f"point-{name}.json"), point.to_json())

@@ -39,7 +39,8 @@ class Judge:
         loader = make_loader(
             Subset(chosen, order[:images].tolist()), batch_size=data.eval_batch_size, shuffle=False, **trainer.decoding
         )
-        small = self.count * math.prod(trainer.data.input_shape) * 4 <= HELD_BYTES
+        alone = trainer.processes.count == 1  # several share the images of a loader, not those of a list
+        small = alone and self.count * math.prod(trainer.data.input_shape) * 4 <= HELD_BYTES
         with worker_failures("plans to try"):
             self.batches: Any = list(loader) if small else loader
         self.main = trainer.processes.main
