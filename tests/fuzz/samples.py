@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import random
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -279,7 +282,51 @@ def _read_cells(path: Path) -> Any:
     return read_all(f"elpv:{path.parent}")
 
 
+@cache  # the pictures are noise
+def _shard() -> bytes:
+    """A tar file of eight pictures with their classes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for number in range(8):
+            label = json.dumps({"label": number % 2}) if number % 3 else str(number % 2)
+            for kind, content in (("png", picture("PNG", number)), ("json" if number % 3 else "cls", label.encode())):
+                member = tarfile.TarInfo(f"{number}.{kind}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _read_shard(path: Path) -> Any:
+    (path.parent / "whole.tar").write_bytes(_shard())
+    return read_all(f"wds:train={path};test={path.parent / 'whole.tar'}")
+
+
+def _index() -> bytes:
+    """What is kept beside that tar file."""
+    from prunus.sources.tar_index import index_path, read_index
+
+    with TemporaryDirectory() as folder:
+        shard = Path(folder) / "whole.tar"
+        shard.write_bytes(_shard())
+        os.utime(shard, ns=(0, 0))
+        read_index(shard)
+        return index_path(shard).read_bytes()
+
+
+def _read_index(path: Path) -> Any:
+    """A damaged index must be seen through: what is read is what the shard holds."""
+    from prunus.sources.tar_index import read_index
+
+    shard = path.with_suffix("")
+    shard.write_bytes(_shard())
+    os.utime(shard, ns=(0, 0))
+    index = read_index(shard)
+    return [index.offsets.tolist(), index.sizes.tolist(), index.labels.tolist(), [index.name(n) for n in range(8)]]
+
+
 def _images() -> list[Sample]:
+    with TemporaryDirectory() as folder:
+        index = _read_index(Path(folder) / "whole.tar.index")
     idx = bytes([0, 0, 8, 3]) + struct.pack(">3I", 5, 4, 4) + bytes(range(80))
     cells = "\n".join(f"images/{n}.png {float(n % 2)} mono" for n in range(8)).encode()
     pictures = [
@@ -287,6 +334,8 @@ def _images() -> list[Sample]:
     ]
     return [
         Sample("images.zip", _archive(), lambda path: read_all(f"folder:{path}"), (mutations.in_zip,)),
+        Sample("shard.tar", _shard(), _read_shard),
+        Sample("whole.tar.index", _index(), _read_index, (mutations.in_header,), same=lambda found: found == index),
         *pictures,
         Sample("picture.ppm", picture("PPM"), _read_picture),
         Sample("images-idx3-ubyte", idx, lambda path: read_idx(path, 3)),

@@ -113,6 +113,8 @@ def _load(text: str, source: str) -> tuple[dict[str, Any], Path]:
     files = {} if saved else split_files(text, source, _SUFFIXES)
     try:
         splits = _saved(path, source) if saved else {split: _from_files(found, source) for split, found in files.items()}
+        for rows in splits.values():  # lengths and offsets in mapped files are believed from here on
+            rows.data.validate(full=True)
     except (DataError, ModuleNotFoundError, MemoryError):
         raise
     except Exception as error:  # the library, and Arrow below it, fail in many ways on damaged files

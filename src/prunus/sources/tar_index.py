@@ -80,6 +80,7 @@ def write_index(shard: Path, index: TarIndex) -> None:
         write_atomically(index_path(shard), tensor_bytes(arrays, _KEY, {**_identity(shard), "classes": list(index.classes)}))
 
 
+_BYTES = ("names", "verdicts")
 _ARRAYS = ("offsets", "sizes", "labels", "name_ends", "names", "verdicts")
 
 
@@ -103,12 +104,17 @@ def _stored(shard: Path) -> TarIndex | None:
 def _fits(index: TarIndex, size: int) -> bool:
     """Whether the index can be used without looking at it again: it may come with files from anywhere."""
     arrays = [getattr(index, name) for name in _ARRAYS]
-    if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in arrays):
+    if any(
+        array.ndim != 1 or array.dtype != (np.uint8 if name in _BYTES else np.int64)
+        for name, array in zip(_ARRAYS, arrays, strict=True)
+    ):
         return False
     if len({len(array) for array in arrays if array is not index.names}) != 1 or len(index.offsets) == 0:
         return False
-    ends = index.offsets + index.sizes
-    inside = index.offsets.min() >= 0 and index.sizes.min() >= 0 and index.sizes.max() <= MOST_BYTES and ends.max() <= size
+    inside = (
+        index.offsets.min() >= 0 and index.offsets.max() <= size and index.sizes.min() >= 0 and index.sizes.max() <= MOST_BYTES
+    )
+    inside = inside and (index.offsets + index.sizes).max() <= size
     named = index.name_ends[0] >= 0 and (np.diff(index.name_ends) >= 0).all() and index.name_ends[-1] <= len(index.names)
     return bool(inside and named and index.labels.min() >= 0 and index.labels.max() < len(index.classes))
 
