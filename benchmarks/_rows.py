@@ -169,7 +169,7 @@ def _without_pruning(table: Table, row: Row, recipe: Recipe, out: Path) -> None:
     network = before["networks"]["before" if row.kind == "longer" else "after"]
     found = {
         "recipe": recipe.model_dump(mode="json"),
-        "stages": [before["stages"][0], judged],
+        "stages": [next(s for s in before["stages"] if s["stage"] == "before pruning"), judged],
         "networks": {"after": network},
         "training": {row.kind: epochs},
     }
@@ -291,7 +291,9 @@ _FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
         s["accuracy"] for s in r["stages"] if s["stage"] in ("before pruning", "longer", "scratch")
     ),
     "test_accuracy": lambda r: r["stages"][-1]["accuracy"],
-    "balanced_accuracy_before": lambda r: next(s for s in r["stages"] if s["stage"] == "before pruning").get("balanced_accuracy"),
+    "balanced_accuracy_before": lambda r: next((s for s in r["stages"] if s["stage"] == "before pruning"), {}).get(
+        "balanced_accuracy"
+    ),
     "balanced_accuracy": lambda r: r["stages"][-1].get("balanced_accuracy"),
     "macs": lambda r: r["networks"]["after"]["macs"],
     "parameters": lambda r: r["networks"]["after"]["parameters"],
