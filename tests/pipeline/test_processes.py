@@ -20,6 +20,7 @@ from prunus.config import load_recipe
 from prunus.errors import ProcessError, RecipeError
 from prunus.pipeline.run import run
 from prunus.training.processes import Processes, share
+from shards import write_shards
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -127,6 +128,28 @@ def test_two_processes_scan_as_one(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     one, shared = (json.loads((tmp_path / name / "sensitivity.json").read_text()) for name in ("one", "two"))
     assert len(one["points"]) == 7 and shared["points"] == one["points"] and shared["network"] == one["network"]
+
+
+@pytest.mark.slow
+def test_streamed_images_are_divided_evenly_or_not(tmp_path: Path) -> None:
+    """Shards of very different sizes, augmented; a step in three parts in each of two processes is the step of one."""
+    write_shards(tmp_path / "shards", {"train": (31, 7, 50, 8), "validation": (9, 14), "test": (13, 8)})
+    data = """source = "wds:shards"\naugment = "crop-flip"\nshuffle_buffer = 20\neval_batch_size = 8"""
+    text = RECIPE.replace("train_limit = 128", data)
+    (tmp_path / "one.toml").write_text(text)
+    (tmp_path / "two.toml").write_text(text.replace("threads = 1", "threads = 1\naccumulation_steps = 3"))
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    alone = [sys.executable, "-m", "prunus", "run", "one.toml", "--out", "one"]
+    subprocess.run(alone, cwd=tmp_path, env=env, check=True, capture_output=True)
+    (code, _, error), (other_code, _, other_error) = two(tmp_path, "run", "two.toml", "--out", "two")
+    assert (code, other_code) == (0, 0), error + other_error
+    one, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert one["groups"] == other["groups"]
+    for here, there in zip(one["stages"], other["stages"], strict=True):
+        assert here["count"] == there["count"] == 21 and here["confusion"] == there["confusion"]
+    for key, value in load_file(tmp_path / "one" / "stages" / "round-1-fine-tune.prunus").items():
+        there = load_file(tmp_path / "two" / "stages" / "round-1-fine-tune.prunus")[key]
+        torch.testing.assert_close(there, value, rtol=1e-5, atol=1e-6)
 
 
 def test_a_step_is_divided_evenly() -> None:
