@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(FINGERPRINT)
 BENCH_STAMP := $(VENV)/.bench-$(FINGERPRINT)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help setup demo test lint format bench coverage-matrix docs-methods
+.PHONY: help setup demo test lint format bench coverage-matrix docs docs-methods
 
 help:
 	@echo "make demo   install if needed, then prune a trained network end to end"
@@ -17,6 +17,7 @@ help:
 	@echo "make format let ruff mend what it can"
 	@echo "make bench  run every file of benchmarks/"
 	@echo "make coverage-matrix  prune every network of torchvision and timm's families, write docs/coverage.md (hours; goes on)"
+	@echo "make docs   build the documentation into site/, strictly: a link that leads nowhere ends it"
 	@echo "make docs-methods  write docs/methods/, a page for every criterion, from docstrings and measurements"
 	@echo "make setup  only install, into $(VENV)"
 
@@ -65,6 +66,9 @@ bench: $(BENCH_STAMP)
 # Goes on where it was stopped; ARGS='--only "timm:res*" --jobs 4' to choose.
 coverage-matrix: $(BENCH_STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py $(ARGS)
+
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q && echo "open site/index.html"
 
 # After a change of a criterion's docstring, options or measured figures; a test compares.
 docs-methods: $(STAMP)

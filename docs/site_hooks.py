@@ -48,6 +48,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links that lead out of docs/ lead to those pages; to what isn't on the site (JSON), they become plain text."""
+    if page.file.src_uri.startswith("figures/"):
+        return markdown.replace("](docs/", "](../").replace("](benchmarks/results/", "](")
     outside = {path.name for path in _outside()}
     up = "../" * page.file.src_uri.count("/")
 

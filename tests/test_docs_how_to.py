@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import prunus
 from prunus.cli import app
+from prunus.errors import PrunusError
 from prunus.graph import OP_RULES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -60,3 +65,35 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 def _anchor(title: str) -> str:
     return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip())
+
+
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    """Every page is in the navigation, every public name has its docstring there."""
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "-q", "-d", str(tmp_path / "site")]
+    done = subprocess.run(
+        command, cwd=DOCS.parent, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    site = tmp_path / "site"
+    assert (site / "figures" / "latency.html").exists() and (site / "figures" / "tickets.png").exists()
+    reference = (site / "api" / "index.html").read_text(encoding="utf-8") + (site / "api" / "surgery.html").read_text(
+        encoding="utf-8"
+    )
+    tables = {"ALLOCATORS", "CRITERIA", "OP_RULES"}
+    missing = [name for name in prunus.__all__ if name not in tables and not re.search(rf'id="[\w.]+\.{name}"', reference)]
+    assert not missing
+    for page in site.rglob("*.html"):
+        assert not re.search(r'(?:src|href)="https?://fonts', page.read_text(encoding="utf-8")), page.name
+
+
+def test_the_page_of_errors_names_all() -> None:
+    titles = set(re.findall(r"^## (\w+)$", (DOCS / "errors.md").read_text(encoding="utf-8"), re.M))
+    errors = {name for name, kind in vars(prunus.errors).items() if isinstance(kind, type) and issubclass(kind, PrunusError)}
+    assert titles == errors - {"PrunusError"}
+
+
+def test_the_list_for_language_models_names_pages() -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", (DOCS / "llms.txt").read_text(encoding="utf-8")):
+        assert (DOCS / link).is_file(), link
