@@ -44,11 +44,11 @@ def test_every_library_that_is_imported_is_declared(project: dict[str, Any]) -> 
 
 
 def test_extra_all_holds_every_other_extra(project: dict[str, Any]) -> None:
-    """But trackio, with which a web server comes (ADR 14), executorch, which asks for a torch of its own, and the developers'."""
+    """But trackio, with which a web server comes (ADR 14), executorch and openvino (ADR 20), and the developers'."""
     extras = project["optional-dependencies"]
     inside = re.fullmatch(r"prunus\[(.*)\]", extras["all"][0])
     assert inside is not None
-    assert set(inside[1].split(",")) == set(extras) - {"all", "dev", "docs", "bench", "trackio", "executorch"}
+    assert set(inside[1].split(",")) == set(extras) - {"all", "dev", "docs", "bench", "trackio", "executorch", "openvino"}
 
 
 def test_version_is_the_same_everywhere(project: dict[str, Any]) -> None:

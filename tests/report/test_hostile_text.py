@@ -41,7 +41,7 @@ def test_a_page_that_escapes_nothing_is_found_out() -> None:
 
 
 def test_every_page_writer_is_tested() -> None:
-    """That of a run is in test_page, those of searches and latencies in tests/laboratory, the gallery in test_gallery."""
+    """Run: test_page, several: test_runs; searches, latencies and benches: tests/laboratory; gallery: test_gallery."""
     package = Path(page.__file__).parent
     writers = {path.stem for path in package.glob("*.py") if "\ndef write_" in path.read_text() and path.stem != "offline"}
-    assert writers == {"page", "laboratory", "sensitivity", "tickets", "ladder", "search", "latency", "gallery"}
+    assert writers == {"page", "laboratory", "sensitivity", "tickets", "ladder", "search", "latency", "gallery", "bench", "runs"}
