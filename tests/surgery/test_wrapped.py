@@ -67,6 +67,7 @@ def check_refused(model: nn.Module, message: str, tmp_path: Path) -> None:
 def test_plain_networks_are_taken(tmp_path: Path) -> None:
     for use in uses(tmp_path).values():
         use(network())
+    assert (tmp_path / "other.prunus").exists()
 
 
 @pytest.mark.parametrize("part", [False, True])

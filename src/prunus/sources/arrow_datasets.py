@@ -14,8 +14,7 @@ from prunus.files import DamagedFile, read_bounded
 from prunus.sources.archive import MOST_BYTES, UnreadableFile
 from prunus.sources.bundle import Splits
 from prunus.sources.file_patterns import split_files
-from prunus.sources.folder import IMAGENET_MEAN, IMAGENET_STD
-from prunus.sources.streamed import StreamedImages
+from prunus.sources.streamed import StreamedImages, streamed_splits
 from prunus.sources.tar_shards import class_names
 
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
@@ -92,18 +91,7 @@ def arrow_datasets(text: str, source: str, *, any_size: bool, check_images: bool
             raise DataError(f"{source}: {split} lacks the columns {image} and {label} of the training images")
     names, labels = _labels(splits, label, folder, source)
     images = {split: ArrowImages(_undecoded(rows, image), image, labels[split], source, folder) for split, rows in splits.items()}
-    size = images["train"].first_size(skip_damaged=check_images)
-    for split in images.values():
-        split.size = None if any_size else size
-    return Splits(
-        train=images["train"],
-        validation=images.get("validation"),
-        test=images.get("test"),
-        class_names=names,
-        stored_shape=(3, *size),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-    )
+    return streamed_splits(images, names, any_size=any_size, check_images=check_images)
 
 
 def _load(text: str, source: str) -> tuple[dict[str, Any], Path]:

@@ -8,7 +8,7 @@ differs: it goes through the files one after another and draws from a window of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from prunus.errors import DataError
 from prunus.sources.archive import UnreadableFile
-from prunus.sources.bundle import ImageDataset
+from prunus.sources.bundle import ImageDataset, Splits
+from prunus.sources.folder import IMAGENET_MEAN, IMAGENET_STD
 from prunus.sources.image_files import check_bytes, decode_bytes
 
 SHUFFLE_BUFFER = 10_000
@@ -109,3 +110,25 @@ class StreamDataset(ImageDataset):
     def bounds(self) -> NDArray[np.int64]:
         """Position in this data set of the first chosen image of every file, and its length at the end."""
         return np.searchsorted(self.indices, self.images.starts)
+
+
+def streamed_splits(
+    images: Mapping[str, StreamedImages], class_names: tuple[str, ...], *, any_size: bool, check_images: bool
+) -> Splits:
+    """The splits of one source, whose images must all have the size of the first training image, or may have ``any_size``.
+
+    Raises:
+        DataError: that image can't be read; with ``check_images``, none can.
+    """
+    size = images["train"].first_size(skip_damaged=check_images)
+    for split in images.values():
+        split.size = None if any_size else size
+    return Splits(
+        train=images["train"],
+        validation=images.get("validation"),
+        test=images.get("test"),
+        class_names=class_names,
+        stored_shape=(3, *size),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )

@@ -13,9 +13,8 @@ from prunus.errors import DataError
 from prunus.sources.archive import UnreadableFile
 from prunus.sources.bundle import Splits
 from prunus.sources.file_patterns import split_files
-from prunus.sources.folder import IMAGENET_MEAN, IMAGENET_STD
 from prunus.sources.image_check import progress_bar
-from prunus.sources.streamed import StreamedImages
+from prunus.sources.streamed import StreamedImages, streamed_splits
 from prunus.sources.tar_index import DAMAGED, WHOLE, TarIndex, read_index, write_index
 
 _CLASS_FILES = ("classes.txt", "classnames.txt")
@@ -98,18 +97,7 @@ def tar_shards(text: str, source: str, *, any_size: bool, check_images: bool) ->
     texts = sorted({text for index in indexes["train"] for text in index.classes})
     names, number_of = _classes(texts, files["train"][0].parent, source)
     images = {split: _images(split, files[split], found, number_of, source) for split, found in indexes.items()}
-    size = images["train"].first_size(skip_damaged=check_images)
-    for split in images.values():
-        split.size = None if any_size else size
-    return Splits(
-        train=images["train"],
-        validation=images.get("validation"),
-        test=images.get("test"),
-        class_names=names,
-        stored_shape=(3, *size),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-    )
+    return streamed_splits(images, names, any_size=any_size, check_images=check_images)
 
 
 def _classes(texts: list[str], folder: Path, source: str) -> tuple[tuple[str, ...], Callable[[str], int | None]]:
