@@ -14,16 +14,17 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.config import Recipe, load_recipe
-from prunus.export import measure_latency
+from prunus.export import export_onnx, measure_latency, measure_onnx_latency
 from prunus.files import write_atomically
 from prunus.pipeline.images import load_images
 from prunus.pipeline.networks import Networks
@@ -229,7 +230,7 @@ def _fingerprint(recipe: dict[str, Any]) -> str:
 
 
 def _latency(old: Mapping[str, Any]) -> dict[str, Any]:
-    return {"latency": old["latency"]} if "latency" in old else {}
+    return {name: old[name] for name in ("latency", "latency_environment") if name in old}
 
 
 def _store(path: Path, tree: dict[str, Any]) -> None:
@@ -304,32 +305,44 @@ _FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-def measure(table: Table, threads: Sequence[int], runs: int) -> None:
+def measure(table: Table, runs: int) -> None:
     """Latency of every row's first network and of the full one, alternating in one process; run it on a quiet machine."""
     path = RESULTS / f"{table.name}.json"
     tree = json.loads(path.read_text())
-    tree["latency"] = {}
-    for count in threads:
-        models: dict[str, nn.Module] = {}
-        one = None
-        for row in table.rows:
-            out = table.place(row, row.seeds[0])
-            if row.kind != "run" or not (out / "small.prunus").exists():
-                continue
-            recipe = table.recipe_of(row, row.seeds[0])
-            data = load_images(recipe, at_least=EXAMPLES)
-            examples = torch.stack([data.test[i][0] for i in range(EXAMPLES)])
-            networks, stages = Networks(recipe, data, examples), Stages(out, recipe.model_dump(mode="json"), True, lambda _: None)
-            if one is None:
-                one = examples[:1]
-                models["full"] = networks.load(stages, "base")[0].eval()
-            models[row.name] = load(out / "small.prunus", networks.build(weights=False)).eval()
-        assert one is not None
-        found = measure_latency(models, one, runs=runs, threads=count)
-        tree["latency"][f"threads={count}"] = {
-            name: {"median_ms": v.median_ms, "runtime": v.runtime} for name, v in found.items()
+    one, models = _networks(table)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder) / f"{name}.onnx" for name in models}
+        for name, file in files.items():
+            export_onnx(models[name], one, file)
+        found = {
+            **{f"eager, threads={n}": measure_latency(models, one, runs=runs, threads=n) for n in (1, 2)},
+            **{f"onnxruntime, threads={n}": measure_onnx_latency(files, one, runs=runs, threads=n) for n in (1, 2)},
         }
+    tree["latency"] = {
+        case: {name: {"median_ms": times.median_ms, "runtime": times.runtime} for name, times in times_of.items()}
+        for case, times_of in found.items()
+    }
+    tree["latency_environment"] = environment()
     _store(path, tree)
+
+
+def _networks(table: Table) -> tuple[Tensor, dict[str, nn.Module]]:
+    """One image, and the small network of every row that has one, after the full one."""
+    models: dict[str, nn.Module] = {}
+    one = torch.empty(0)
+    for row in table.rows:
+        out = table.place(row, row.seeds[0])
+        if row.kind != "run" or not (out / "small.prunus").exists():
+            continue
+        recipe = table.recipe_of(row, row.seeds[0])
+        data = load_images(recipe, at_least=EXAMPLES)
+        one = data.test[0][0][None]
+        networks = Networks(recipe, data, torch.stack([data.test[i][0] for i in range(EXAMPLES)]))
+        if not models:
+            stages = Stages(out, read_json(out / "recipe.json"), True, lambda _: None)
+            models["full"] = networks.load(stages, "base")[0].eval()
+        models[row.name] = load(out / "small.prunus", networks.build(weights=False)).eval()
+    return one, models
 
 
 def main(table: Callable[[argparse.Namespace], Table], arguments: argparse.ArgumentParser) -> None:
@@ -342,6 +355,6 @@ def main(table: Callable[[argparse.Namespace], Table], arguments: argparse.Argum
     if chosen.part:
         make_part(made, chosen.part[0], int(chosen.part[1]))
     elif chosen.measure:
-        measure(made, threads=(1, 2), runs=40)
+        measure(made, runs=100)
     else:
         make(made, chosen.jobs)

@@ -6,8 +6,7 @@ Random weights with batch-norm statistics that fit them; 5,120 points of every l
 through the original network once, and for every layer through the small one as far as it lies, so that time grows with their
 number and the square of the depth; solving takes as long whatever their number. The largest resident size is the process's, with
 everything that Python and PyTorch load. Wanted: under 3 minutes and 3 GB on two cores. "processor seconds" are those of all
-threads together: on a machine that does other things, too, the seconds say less (the committed run had one thread, on one core
-that it shared with several other processes).
+threads together: on a machine that does other things, too, the seconds say less.
 """
 
 from __future__ import annotations
