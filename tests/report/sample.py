@@ -196,7 +196,26 @@ def photo_result(num_rounds: int = 5, classes: tuple[str, ...] = ("cat", "dog"))
             {"threads": 2, "channels_last": True, "images_per_second": 26.75},
         ],
     }
+    result["layers"] = {"threads": 1, "rows": layers(result["groups"])}
+    scored = {g["name"]: {"kept": [0.5, 0.9, 4.0], "removed": [0.001, 0.25]} for g in result["groups"] if not g["frozen_because"]}
+    result["scores"] = {"criterion": "taylor", "across_groups": False, "round": num_rounds, "groups": scored}
     return result
+
+
+def layers(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A layer for every group; every fifth adds its output to that of the third, and the one behind it is gone."""
+    rows: list[dict[str, Any]] = []
+    for n, group in enumerate(made):
+        before, after = (
+            {"reads": 16, "writes": group[side], "macs": 1000 * group[side], "ms": group[side] / 64}
+            for side in ("before", "after")
+        )
+        writes = made[2]["name"] if n % 5 == 4 else group["name"]
+        left = None if n % 5 == 0 and n else after
+        rows.append(
+            {"name": group["name"], "kind": "convolution", "writes": [writes], "makes": True, "before": before, "after": left}
+        )
+    return rows
 
 
 def _stage(stage: str, accuracy: float, classes: int) -> dict[str, Any]:

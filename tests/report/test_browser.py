@@ -26,7 +26,8 @@ const problems = [];
 const places = PLACES;
 addEventListener("error", (event) => problems.push(String(event.message)));
 addEventListener("load", () => setTimeout(() => {
-  const wide = [...document.querySelectorAll("body *")].filter((element) => !element.closest(".scroll, pre, svg, .skip, .plot")
+  const own = ".scroll, pre, svg, .skip, .plot, .name";
+  const wide = [...document.querySelectorAll("body *")].filter((element) => !element.closest(own)
     && element.getBoundingClientRect().right > document.documentElement.clientWidth + 1);
   const style = (element, name) => getComputedStyle(element)[name];
   parent.postMessage(JSON.stringify({

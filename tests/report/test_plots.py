@@ -31,7 +31,7 @@ def test_plotly_accepts_every_figure(number):
 def test_plotly_accepts_the_optional_figures():
     graph_objects = pytest.importorskip("plotly.graph_objects")
     drawn = figures(photo_result())
-    assert list(drawn)[-3:] == ["plot-rounds", "plot-confusion-first", "plot-confusion-last"]
+    assert list(drawn)[-4:] == ["plot-scores", "plot-rounds", "plot-confusion-first", "plot-confusion-last"]
     for figure in drawn.values():
         graph_objects.Figure(color_free(figure))
 

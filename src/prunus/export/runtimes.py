@@ -205,9 +205,10 @@ def _alternate(calls: Mapping[str, Pass], runs: int, warmup: int) -> dict[str, l
 
 @contextmanager
 def no_garbage_collection() -> Generator[None, None, None]:
-    """The collector is off inside, and afterwards as it was."""
+    """The collector is off inside, and afterwards as it was; inside of another such block nothing is collected, either."""
     was_on = gc.isenabled()
-    gc.collect()
+    if was_on:
+        gc.collect()
     gc.disable()
     try:
         yield

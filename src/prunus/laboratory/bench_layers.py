@@ -9,6 +9,7 @@ from typing import Any
 
 from prunus.budgets import Timing
 from prunus.export.layer_timing import LayerShape, time_layer
+from prunus.export.runtimes import no_garbage_collection
 from prunus.laboratory.latency import against_peaks, machine_peaks
 from prunus.pipeline.time_layers import layer_shapes
 from prunus.types import ChannelGraph, ExampleInputs
@@ -35,7 +36,8 @@ def time_layers_of(
     """Every layer of every network, about ``seconds`` for each shape; shapes that several layers share are timed once."""
     shapes = {name: layer_shapes(graph, inputs, timing) for name, graph in graphs.items()}
     wanted = list(dict.fromkeys(shape for each in shapes.values() for shape in each))
-    known = {shape: _times(shape, runtime, timing, seconds) for shape in wanted}
+    with no_garbage_collection():  # once for all: collecting takes longer than a small layer
+        known = {shape: _times(shape, runtime, timing, seconds) for shape in wanted}
     return {
         name: [LayerTimes(layer.name, shape, *known[shape]) for layer, shape in zip(graph.layers, shapes[name], strict=True)]
         for name, graph in graphs.items()

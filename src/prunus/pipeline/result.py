@@ -72,6 +72,8 @@ def assemble(
             "after": network_row(Cost(**last["after"]), out / "small.prunus", export["latency"]["after"]),
         },
         "groups": group_rows(graph, record, frozen),
+        **({"layers": export["layers"]} if "layers" in export else {}),
+        **({"scores": {"round": rounds, **last["spread"]}} if "spread" in last else {}),
         "repaired": list(record.repaired),
         "unsupported_ops": dict(graph.unsupported_ops),
         "notes": [*data.notes, *graph.notes, *(note for r in results.values() for note in r.get("notes", []))],

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 _MEASURED = frozenset(
     {"created", "command", "seconds", "images_per_second", "training_images_per_second", "measured", "peak_memory_bytes"}
-    | {"latency", "latency_before", "latency_after", "environment", "warnings", "hash", "sha256"}
+    | {"latency", "latency_before", "latency_after", "environment", "warnings", "hash", "sha256", "ms"}
 )
 """Keys of times and memory, of where and how the run was started, and of warnings, which a resumed run has one more of."""
 

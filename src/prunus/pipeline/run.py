@@ -24,12 +24,14 @@ from prunus.pipeline.deliver import deliver, export_formats
 from prunus.pipeline.images import load_images
 from prunus.pipeline.judge import Judge
 from prunus.pipeline.ladder import TITLES, Fall, Ladder, judged_title
+from prunus.pipeline.layers import layer_rows
 from prunus.pipeline.networks import Networks
 from prunus.pipeline.preferences import PAGE, write_preferences
 from prunus.pipeline.prune import PruneResult, prune
 from prunus.pipeline.result import assemble, stage_title
 from prunus.pipeline.result_hash import result_hash
 from prunus.pipeline.rounds import carried, meets, plan_round, recalled, remembered, removed_channels, tries_plans
+from prunus.pipeline.score_rows import score_rows
 from prunus.pipeline.shared_timer import SharedTimer
 from prunus.pipeline.sparsity import Decided, check_method, recalled_plan, train_sparse
 from prunus.pipeline.stages import Stages, write_json
@@ -250,7 +252,7 @@ class _Run:
                 timer=timer,
                 **settings.criterion_options,
             )
-        found = _describe(result)
+        found: dict[str, Any] = {**_describe(result), "spread": score_rows(result.scores, result.plan)}
         if judge is not None:
             found["tried"] = judge.about()
             found["notes"] += judge.notes
@@ -357,7 +359,10 @@ class _Run:
         small, record = self.networks.load(self.stages, self.latest)
         save(small, record, self.out / "small.prunus")
         files = self.stages.file("full.onnx"), self.out / "small.onnx"  # other formats by other suffixes
-        return deliver(self.recipe, self._base(), small, self.data, self.examples, self.trainer.forward_fn, *files)
+        found = deliver(self.recipe, self._base(), small, self.data, self.examples, self.trainer.forward_fn, *files)
+        threads = self.recipe.export.threads
+        rows = layer_rows(self.full, self._trace(small), self.examples, threads)
+        return {**found, "layers": {"threads": threads, "rows": rows}}
 
 
 def _describe(result: PruneResult) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from prunus.report.data import data
 from prunus.report.drawing import place
 from prunus.report.ladder import controls, ladder
 from prunus.report.offline import plotly, resource, script_json, write_page
+from prunus.report.picture import picture
 from prunus.report.plots import MOST_PHASES, figures, stages_shown
 from prunus.report.preferences import preferences
 from prunus.report.rounds import rounds
 from prunus.report.samples import samples
+from prunus.report.scores import scores
 from prunus.report.sparsity import sparsity
 from prunus.report.speed import speed
 from prunus.report.wording import escape
@@ -64,7 +66,7 @@ def render(result: Mapping[str, Any]) -> str:
 _SECTIONS = (
     *(summary.subtitle, summary.warnings, summary.lead, summary.cards, summary.budget, summary.request),
     *(sections.networks, sections.stages, sections.training, sections.legend, sections.widths, sections.frozen),
-    *(confusion, rounds, ladder, controls, samples, preferences, data, sparsity, speed),
+    *(confusion, rounds, ladder, controls, samples, picture, scores, preferences, data, sparsity, speed),
     *(sections.exactness, sections.exports, sections.environment, sections.recipe, sections.command, sections.files),
 )
 
@@ -89,6 +91,7 @@ def _navigation(parts: Mapping[str, str]) -> str:
         "accuracy": "Accuracy",
         "pictures": "Pictures" if parts["samples"] else "",
         "networks": "Size and speed",
+        "network": "Layers" if parts["picture"] else "",
         "groups": "Widths",
         "exactness": "Exactness",
         "data": "Data" if parts["data"] else "",

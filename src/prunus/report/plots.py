@@ -9,6 +9,7 @@ from typing import Any
 from prunus.report.confusion import confusion_figures
 from prunus.report.drawing import INK, SERIES, Figure, axis, large_markers, layout, line, plotly_text, tail, wrapped
 from prunus.report.rounds import rounds_figure
+from prunus.report.scores import scores_figure
 from prunus.report.sparsity import sparsity_figures
 from prunus.report.trade_off import points_of, trade_off_figure
 from prunus.report.wording import count, is_number, percent, plain
@@ -26,6 +27,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, Figure]:
         "plot-widths": widths_figure(result["groups"]),
         "plot-loss": curve_figure(result["training"], "loss", "training loss"),
         "plot-accuracy": curve_figure(result["training"], "accuracy", "validation accuracy"),
+        "plot-scores": scores_figure(result),
         "plot-rounds": rounds_figure(result),
         "plot-trade-off": trade_off_figure(points_of(result, result["name"]), "macs") if result.get("controls") else None,
         **sparsity_figures(result),
