@@ -2,6 +2,9 @@
 
 from prunus.cli import bench, export, laboratory, latency, networks, recipes, recovery, report, search, sensitivity, tickets
 from prunus.cli.app import app
+from prunus.cli.examples import show_examples
+
+show_examples(app)
 
 __all__ = [
     "app",
