@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(FINGERPRINT)
 BENCH_STAMP := $(VENV)/.bench-$(FINGERPRINT)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help setup demo test lint format bench coverage-matrix docs docs-methods
+.PHONY: help setup demo test lint format bench coverage-matrix docs docs-methods docs-notebook
 
 help:
 	@echo "make demo   install if needed, then prune a trained network end to end"
@@ -19,6 +19,7 @@ help:
 	@echo "make coverage-matrix  prune every network of torchvision and timm's families, write docs/coverage.md (hours; goes on)"
 	@echo "make docs   build the documentation into site/, strictly: a link that leads nowhere ends it"
 	@echo "make docs-methods  write docs/methods/, a page for every criterion, from docstrings and measurements"
+	@echo "make docs-notebook  run docs/notebook/ and write what it prints into it"
 	@echo "make setup  only install, into $(VENV)"
 
 setup: $(STAMP)
@@ -73,3 +74,7 @@ docs: $(STAMP)
 # After a change of a criterion's docstring, options or measured figures; a test compares.
 docs-methods: $(STAMP)
 	@$(BIN)/python docs/make_methods.py
+
+# After a change of a cell, or of what Prunus prints in one.
+docs-notebook: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python docs/run_notebook.py

@@ -1,7 +1,8 @@
-"""What the site needs beyond mkdocs: folders in its navigation, and pages from outside of docs/ (figures, root files)."""
+"""What the site needs beyond mkdocs: folders in its navigation, notebooks, and pages from outside of docs/ (figures, files)."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,22 @@ def _outside() -> list[Path]:
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Results and root files are pages under figures/."""
+    """Results and root files are pages under figures/, and a notebook is a page beside its file."""
     for path in _outside():
         files.append(File.generated(config, f"figures/{path.name}", abs_src_path=str(path)))
+    for path in sorted((Path(config.docs_dir) / "notebook").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebook/{path.stem}.md", content=_notebook_page(path)))
     return files
+
+
+def _notebook_page(path: Path) -> str:
+    """The cells of a notebook, with what they print, as Markdown."""
+    parts: list[str] = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        parts += [f"```text\n{''.join(output['text']).rstrip()}\n```" for output in cell.get("outputs", [])]
+    return "\n\n".join([*parts, f"[This page as a notebook]({path.name})."]) + "\n"
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:

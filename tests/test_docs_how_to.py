@@ -18,7 +18,11 @@ from prunus.errors import PrunusError
 from prunus.graph import OP_RULES
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = [*sorted((DOCS / "how_to").glob("*.md")), *sorted(DOCS.glob("quickstart*.md")), DOCS / "exactness.md", DOCS / "errors.md"]
+FOUND = [*sorted((DOCS / "how_to").glob("*.md")), *sorted(DOCS.glob("quickstart*.md")), DOCS / "exactness.md", DOCS / "errors.md"]
+LONG = {"detection", "yolo"}
+NEEDS = {"lightning": "lightning", "transformers": "transformers", "yolo": "ultralytics"}
+"""Packages that a page is about."""
+PAGES = [pytest.param(path, marks=pytest.mark.slow if path.stem in LONG else ()) for path in FOUND]
 
 
 def blocks(path: Path) -> list[tuple[str, str]]:
@@ -27,7 +31,7 @@ def blocks(path: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_blocks(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("plotly")
+    pytest.importorskip(NEEDS.get(path.stem, "plotly"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
     rules = dict(OP_RULES)
