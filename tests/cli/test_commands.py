@@ -55,6 +55,14 @@ def test_inspect_shows_groups_reasons_and_costs(nets: Path) -> None:
     assert "9 of 17 groups are prunable" in result.stdout
 
 
+def test_inspect_says_what_divided_channels_are(nets: Path) -> None:
+    (nets / "divided.py").write_text(
+        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 24, 1), nn.GroupNorm(4, 24), nn.Conv2d(24, 2, 1))\n"
+    )
+    shown = call("inspect", "divided.py:net", "--input", "3x8x8").stdout
+    assert "6 x 4" in shown and "6 x 4: each of 6 goes as 4 channels, one in every group or head" in shown
+
+
 def test_inspect_json(nets: Path) -> None:
     tree = json.loads(call("inspect", "nets.py:small", "--input", "3x8x8", "--json").stdout)
     assert [(g["name"], g["channels"], g["frozen_because"]) for g in tree["groups"]] == [

@@ -67,6 +67,11 @@ def inspect(
     console.print(f"per input: {cost.macs:,} MACs, {cost.activation_bytes:,} bytes of activations at the peak")
     console.print(f"{cost.parameters:,} parameters")
     console.print(f"{len(graph.prunable)} of {len(graph.groups)} groups are prunable")
+    if divided := next((g for g in graph.groups if g.width_factor > 1), None):
+        shape = f"{divided.num_channels} x {divided.width_factor}"
+        console.print(
+            f"{shape}: each of {divided.num_channels} goes as {divided.width_factor} channels, one in every group or head"
+        )
     for note in (*(f"no rule for {op}: {n} calls" for op, n in graph.unsupported_ops.items()), *graph.notes):
         console.print(f"note: {escape(note)}", soft_wrap=True)
 

@@ -23,7 +23,9 @@ def graph_table(graph: ChannelGraph) -> Table:
             f"frozen: {group.frozen_because}" if group.frozen_because else ("prunable, mixing" if group.mixing else "prunable")
         )
         writers = {m.parameter_axis.parameter.rpartition(".")[0] for m in group.with_role("writes")}
-        table.add_row(escape(group.name), str(group.num_channels), str(len(writers)), escape(state))
+        units = group.width_factor  # of a layer whose groups, heads or norm's groups all lose the same slots
+        channels = f"{group.num_channels}" if units == 1 else f"{group.num_channels} x {units}"
+        table.add_row(escape(group.name), channels, str(len(writers)), escape(state))
     return table
 
 
