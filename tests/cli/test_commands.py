@@ -56,9 +56,8 @@ def test_inspect_shows_groups_reasons_and_costs(nets: Path) -> None:
 
 
 def test_inspect_says_what_divided_channels_are(nets: Path) -> None:
-    (nets / "divided.py").write_text(
-        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 24, 1), nn.GroupNorm(4, 24), nn.Conv2d(24, 2, 1))\n"
-    )
+    layers = "nn.Conv2d(3, 24, 1), nn.GroupNorm(4, 24), nn.Conv2d(24, 2, 1)"
+    (nets / "divided.py").write_text(f"from torch import nn\n\ndef net():\n    return nn.Sequential({layers})\n")
     shown = call("inspect", "divided.py:net", "--input", "3x8x8").stdout
     assert "6 x 4" in shown and "6 x 4: each of 6 goes as 4 channels, one in every group or head" in shown
 
