@@ -90,3 +90,12 @@ def test_before_pruning_is_the_first_whatever_was_judged_earlier():
     result = photo_result(1)
     result["stages"].insert(0, result["stages"][0] | {"stage": "after training the head", "confusion": [[1, 2], [3, 4]]})
     assert "Confusion, before pruning" in confusion(result) and "training the head" not in confusion(result)
+
+
+def test_short_names_stand_upright_over_their_columns():
+    def angle(names):
+        (figure, *_) = confusion_figures(photo_result(1, names)).values()
+        return figure["layout"]["xaxis"]["tickangle"]
+
+    assert angle(tuple("0123456789")) == 0 and angle(("cat", "dog")) == 0
+    assert angle(tuple(f"class {n}" for n in range(10))) == -90

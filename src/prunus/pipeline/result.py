@@ -47,7 +47,7 @@ def assemble(
         "prunus": machine["prunus"],
         "name": recipe.name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(sys.argv),
         "seconds": sum(r["seconds"] for r in results.values()),
         "request": {
             "model": recipe.model.source,
@@ -92,6 +92,13 @@ def assemble(
             *gallery,
         ],
     }
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """What repeats the run in a terminal: started as a module, a program is known by its package."""
+    program = Path(arguments[0])
+    started = [program.name] if program.name != "__main__.py" else ["python", "-m", program.parent.name]
+    return shlex.join([*started, *arguments[1:]])
 
 
 def _curves(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from prunus.report.wording import count, escape, folded, percent, ratio, table
 Stage = Mapping[str, Any]
 MOST_CLASSES = 20  # in a heatmap
 FEW_CLASSES = 4  # up to which there is room for zeros and for names side by side
+SHORT_NAME = 2  # characters that stand upright over a narrow column
 MOST_DIGITS = 40  # in a row that a phone shows
 MOST_COUNTED = 12  # classes up to which the cells hold their counts
 
@@ -78,7 +79,8 @@ def _heatmap(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     ticks: dict[str, Any] = {"tickvals": list(range(number)), "ticktext": labels, "showgrid": False, "zeroline": False}
     ticks |= {"ticks": "", "showline": False}
     frame = layout(max(220, 30 * number) + 80, legend=False)
-    frame["xaxis"] = axis("") | ticks | {"side": "top", "automargin": True, "tickangle": 0 if number <= FEW_CLASSES else -90}
+    upright = number <= FEW_CLASSES or max(map(len, labels)) <= SHORT_NAME
+    frame["xaxis"] = axis("") | ticks | {"side": "top", "automargin": True, "tickangle": 0 if upright else -90}
     frame["yaxis"] = axis("") | ticks | {"range": [number - 0.5, -0.5], "automargin": True}
     frame["margin"] |= {"l": 30, "r": 8, "b": 12}
     return {"data": [trace, *_written(matrix, trace["z"])], "layout": frame}

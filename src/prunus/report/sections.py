@@ -193,7 +193,7 @@ def exports(result: Result) -> str:
 
 def environment(result: Result) -> str:
     """What it ran on."""
-    return pairs((name, escape(plain(value))) for name, value in [("prunus", result["prunus"]), *result["environment"].items()])
+    return pairs((name, escape(plain(value))) for name, value in {"prunus": result["prunus"], **result["environment"]}.items())
 
 
 def recipe(result: Result) -> str:

@@ -105,7 +105,7 @@ def trade_off_figure(points: Sequence[Point], cost: str) -> Figure | None:
         )
     frame = layout(380)
     frame["xaxis"] = axis(COSTS[cost]) | {"rangemode": "tozero"} | ({"tickformat": ".0%"} if cost == "time" else {})
-    frame["yaxis"] = axis("accuracy") | {"ticksuffix": " %"}
+    frame["yaxis"] = axis("accuracy") | {"ticksuffix": " %", "automargin": True}
     return {"data": traces, "layout": frame}
 
 
