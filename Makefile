@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(FINGERPRINT)
 BENCH_STAMP := $(VENV)/.bench-$(FINGERPRINT)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help setup demo test lint format bench coverage-matrix docs docs-methods docs-notebook
+.PHONY: help setup demo test lint format bench coverage-matrix docs docs-methods docs-notebook docs-evidence
 
 help:
 	@echo "make demo   install if needed, then prune a trained network end to end"
@@ -20,6 +20,7 @@ help:
 	@echo "make docs   build the documentation into site/, strictly: a link that leads nowhere ends it"
 	@echo "make docs-methods  write docs/methods/, a page for every criterion, from docstrings and measurements"
 	@echo "make docs-notebook  run docs/notebook/ and write what it prints into it"
+	@echo "make docs-evidence  write docs/evidence.md, every claim of the literature with its verdict, from benchmarks/"
 	@echo "make setup  only install, into $(VENV)"
 
 setup: $(STAMP)
@@ -78,3 +79,7 @@ docs-methods: $(STAMP)
 # After a change of a cell, or of what Prunus prints in one.
 docs-notebook: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python docs/run_notebook.py
+
+# After a change of a claim or of a result; a test compares.
+docs-evidence: $(STAMP)
+	@$(BIN)/python docs/make_evidence.py

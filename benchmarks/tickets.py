@@ -15,6 +15,7 @@ import argparse
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from prunus.files import write_atomically
 from prunus.laboratory.tickets import study_tickets
 from prunus.ticket_recipe import load_ticket_recipe
 
@@ -29,7 +30,7 @@ def main() -> None:
     with as_file(files("prunus") / "recipes" / "tickets" / "digits.toml") as path:
         recipe = load_ticket_recipe(path)
     result = study_tickets(recipe, chosen.folder, chosen.processes, lambda done, jobs, last: print(f"{done} of {jobs} {last}"))
-    RESULT.write_bytes((chosen.folder / "tickets.json").read_bytes())
+    write_atomically(RESULT, (chosen.folder / "tickets.json").read_bytes())
     for row in result["claims"]:
         mean, std = (100 * row["difference"][name] for name in ("mean", "std"))
         print(f"{row['verdict']:9}  {mean:+5.1f} ± {std:.1f}  {row['claim']} ({row['where']})")

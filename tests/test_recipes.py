@@ -19,16 +19,20 @@ NAMES = [
     "cats_dogs_vgg16",
     "cifar_resnet20",
     "cifar_resnet56",
+    "cifar_resnet56_resrep",
     "digits",
     "he2017_resnet50",
     "he2017_vgg16",
     "he2017_xception",
     "imagenet_resnet50",
+    "imagenet_resnet50_resrep",
     "solar_cells",
 ]
 CLASSES = {
-    **dict.fromkeys(("digits", "cifar_resnet20", "cifar_resnet56"), 10),
-    **dict.fromkeys(("he2017_resnet50", "he2017_vgg16", "he2017_xception", "imagenet_resnet50"), 1000),
+    **dict.fromkeys(("digits", "cifar_resnet20", "cifar_resnet56", "cifar_resnet56_resrep"), 10),
+    **dict.fromkeys(
+        ("he2017_resnet50", "he2017_vgg16", "he2017_xception", "imagenet_resnet50", "imagenet_resnet50_resrep"), 1000
+    ),
 }
 
 

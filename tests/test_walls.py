@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "config_prune": BASE,
     "recipe_text": {"errors", "files"},
     "ticket_recipe": BASE | {"recipe_text"},
+    "claims": BASE | {"recipe_text"},
     "graph": BASE,
     "importance": BASE | {"graph"},
     "allocation": BASE | {"graph"},
@@ -46,7 +47,7 @@ CORE = BASE | {"graph"} | METHODS | {"reconstruction"}
 CORE_PACKAGES = {"torch", "numpy", "scipy", "safetensors", "typing_extensions"}
 ONLY_IN = {
     "accelerate": {"training"},
-    "pydantic": {"config", "config_prune", "recipe_text", "ticket_recipe"},
+    "pydantic": {"config", "config_prune", "recipe_text", "ticket_recipe", "claims"},
     "plotly": {"report"},
     "timm": {"sources"},
     "sklearn": {"sources", "importance", "reconstruction"},

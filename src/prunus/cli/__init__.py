@@ -1,6 +1,19 @@
 """The command line: what ``prunus --help`` lists."""
 
-from prunus.cli import bench, export, laboratory, latency, networks, recipes, recovery, report, search, sensitivity, tickets
+from prunus.cli import (
+    bench,
+    benchmark,
+    export,
+    laboratory,
+    latency,
+    networks,
+    recipes,
+    recovery,
+    report,
+    search,
+    sensitivity,
+    tickets,
+)
 from prunus.cli.app import app
 from prunus.cli.examples import show_examples
 
@@ -9,6 +22,7 @@ show_examples(app)
 __all__ = [
     "app",
     "bench",
+    "benchmark",
     "export",
     "laboratory",
     "latency",

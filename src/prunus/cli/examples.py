@@ -33,6 +33,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "prunus bench runs/mine --runtime onnxruntime --threads 1,2 --batch 1,8",
         "prunus bench runs/mine --runtime onnxruntime --max-ms 5 --no-layers",
     ),
+    "benchmark": (
+        "prunus benchmark list",
+        "prunus benchmark resrep_lossless --seeds 3",
+        "prunus benchmark all --data cifar10=cifar10_jpeg.zip --data resnet20_weights=resnet20_cifar10.safetensors",
+    ),
     "latency": ("prunus latency torchvision:mobilenet_v2 --runtime onnxruntime --out runs/latency",),
     "sensitivity": ("prunus sensitivity --model cifar:resnet20 --data digits --out runs/sensitivity",),
     "search": ("prunus search --model cifar:resnet20 --data digits --budget macs=0.5 --trials 60 --workers 2 --out runs/search",),

@@ -1,0 +1,112 @@
+"""``prunus benchmark``: claims of the literature tried again, in a clone of the repository."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from prunus.cli.app import app, console, err, stoppable
+from prunus.errors import RecipeError
+
+if TYPE_CHECKING:
+    from prunus.claims import Claim
+    from prunus.laboratory.benchmark import Checkout, Given
+
+
+@app.command("benchmark")
+def benchmark_command(
+    name: Annotated[str, typer.Argument(help="a claim, all, or list (nothing is run)")] = "list",
+    seeds: Annotated[int | None, typer.Option(min=1, help="runs of each (default: as many as the claim needs)")] = None,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None, typer.Option(help="for scripts that take one; the others run on the CPU and refuse it")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="NAME=PATH of data that a claim needs; may be repeated")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="also what is up to date")] = False,
+    folder: Annotated[Path | None, typer.Option(help="clone of the repository (default: the one we are in)")] = None,
+) -> None:
+    """Try claims of the literature again and tell what the figures say. What is up to date isn't run; what stopped goes on."""
+    from prunus.claims import chosen_claims
+    from prunus.laboratory.benchmark import Given, missing, open_checkout, refuse_unknown
+
+    checkout = open_checkout(folder)
+    if name == "list":
+        if seeds or device or data or again:
+            raise RecipeError("`prunus benchmark list` runs nothing: leave out --seeds, --device, --data and --again")
+        console.print(claims_table(checkout, list(checkout.claims.values()), Given()))
+        return
+    given, claims = Given(seeds, device, _paths(data or [])), chosen_claims(checkout.claims, name)
+    refuse_unknown(checkout, claims, given)
+    if name != "all" and not claims[0].runnable:
+        why = claims[0].out_of_reach or f"it is for other machines: {claims[0].command}"
+        raise RecipeError(f"{name} isn't run by this command: {why}")
+    runnable = [claim for claim in claims if claim.runnable and (name != "all" or not missing(claim, given))]
+    _carry_out(checkout, runnable, given, again)
+    console.print(claims_table(checkout, claims, given))
+    for claim in claims:
+        if claim.runnable and claim not in runnable:
+            wanted = " ".join(f"--data {need}=PATH" for need in missing(claim, given))
+            console.print(f"{claim.name} was not tried: it needs {wanted}", soft_wrap=True)
+
+
+def _carry_out(checkout: Checkout, claims: list[Claim], given: Given, again: bool) -> None:
+    from prunus.laboratory.benchmark import carry_out
+
+    done: set[tuple[str | None, str | None]] = set()
+    with stoppable("stopped; the same command goes on, without what is up to date"):
+        for claim in claims:
+            if (run := (claim.command, claim.result)) in done:  # several claims are read from one result
+                continue
+            done.add(run)
+            with _watching(claim.name) as told:
+                carry_out(claim, checkout, given, again, told)
+
+
+@contextmanager
+def _watching(name: str) -> Generator[Callable[[str], None], None, None]:
+    """A line that moves, with what the script said last; on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda line: None
+        return
+    with err.status(escape(name)) as status:
+        yield lambda line: status.update(f"{escape(name)}  [dim]{escape(line[:100])}[/dim]")
+
+
+def _paths(items: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for item in items:
+        name, sep, path = item.partition("=")
+        if not sep or not path:
+            raise RecipeError(f"can't read --data {item!r}: write NAME=PATH, e.g. --data cifar10=cifar10_jpeg.zip")
+        if not Path(path).exists():
+            raise RecipeError(f"--data {item}: there is nothing at {path}")
+        found[name] = path
+    return found
+
+
+def claims_table(checkout: Checkout, claims: list[Claim], given: Given) -> Table:
+    """A row for every claim: verdict, figures, whether the result is up to date, and the data that it needs."""
+    from prunus.laboratory.benchmark import state
+    from prunus.laboratory.verdicts import judge, limits, spread
+
+    table = Table(title="claims of the literature", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("claim", "verdict", "n", "figures", "result", "needs"):
+        table.add_column(
+            heading, overflow="fold", justify="right" if heading == "n" else "left", no_wrap=heading in ("claim", "verdict")
+        )
+    for claim in claims:
+        verdict = judge(claim, checkout.results)
+        figures = "\n".join(f"{spread(f)} ({limits(f.comparison)})" for f in verdict.findings)
+        n = "" if verdict.n is None else str(verdict.n)
+        cells = (claim.name, verdict.word, n, figures, state(claim, checkout, given), ", ".join(claim.needs))
+        table.add_row(*(escape(cell) for cell in cells))
+    return table
