@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import prunus
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -53,6 +55,7 @@ def test_extra_all_holds_every_other_extra(project: dict[str, Any]) -> None:
 
 def test_version_is_the_same_everywhere(project: dict[str, Any]) -> None:
     assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert prunus.__version__ == project["version"]
 
 
 def test_types_are_shipped() -> None:

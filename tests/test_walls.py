@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "prunus"
-BASE = {"budgets", "costs", "errors", "files", "stopping", "tensor_files", "training_hooks", "types", "wrapping"}
+BASE = {"budgets", "costs", "errors", "files", "stopping", "tensor_files", "training_hooks", "types", "version", "wrapping"}
 METHODS = {"importance", "allocation", "surgery"}
 MAY_IMPORT = {
     "errors": set[str](),
     "files": set[str](),
+    "version": set[str](),
     "stopping": set[str](),
     "tensor_files": {"files"},
     "budgets": {"errors"},

@@ -37,6 +37,7 @@ from prunus.types import (
     Scores,
     VerificationReport,
 )
+from prunus.version import VERSION as __version__
 
 __all__ = [
     "ALLOCATORS",
@@ -69,6 +70,7 @@ __all__ = [
     "UnsupportedNetwork",
     "VerificationFailed",
     "VerificationReport",
+    "__version__",
     "allocate",
     "load",
     "op_rule",

@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import prunus
 from prunus.cli import app
 from prunus.cli.examples import EXAMPLES
 
@@ -38,3 +39,8 @@ def test_a_wrong_option_in_an_example_would_be_noticed():
 def test_the_help_shows_them():
     shown = CliRunner().invoke(app, ["recover", "--help"], env={"COLUMNS": "200"}).output
     assert "Examples:" in shown and EXAMPLES["recover"][0] in " ".join(shown.split())
+
+
+def test_the_version_is_shown():
+    shown = CliRunner().invoke(app, ["--version"])
+    assert shown.exit_code == 0 and shown.output == f"prunus {prunus.__version__}\n"

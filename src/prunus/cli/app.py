@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from prunus.errors import InvalidBudget, PrunusError, PrunusWarning, RecipeError, UnknownName
 from prunus.stopping import Terminated, stops_on_request
+from prunus.version import VERSION
 
 _USAGE = (UnknownName, RecipeError, InvalidBudget)
 console = Console(highlight=False)
@@ -70,6 +71,12 @@ def stoppable(what_next: str) -> Generator[None]:
         raise typer.Exit(130) from None
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.print(f"prunus {VERSION}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
@@ -77,3 +84,10 @@ app = typer.Typer(
     help="Exact structured pruning for PyTorch convolutional networks.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def program(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """What comes before the name of a command."""

@@ -56,8 +56,6 @@ def bench_command(
 
     Networks take turns in fresh processes, so that a slow spell hits all alike; what the spread of the passes doesn't show isn't
     claimed. For continuous integration: --max-ms or --min-speed-up make the exit code 1 where a network is too slow.
-
-    Example: prunus bench torchvision:resnet18 small.prunus --of torchvision:resnet18 --batch 1,8 --threads 1,2
     """
     from prunus.laboratory.bench import BenchSettings, bench
     from prunus.laboratory.bench_limits import check_limits

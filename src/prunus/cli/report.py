@@ -13,6 +13,7 @@ from rich.table import Table
 from prunus.cli.app import app, console
 from prunus.cli.given import AsJson
 from prunus.errors import ArtifactError, RecipeError
+from prunus.version import VERSION
 
 _FOLDERS = typer.Argument(help="folders of finished runs (prunus run --out); a folder of such folders stands for all in it")
 
@@ -23,17 +24,12 @@ def report_command(
     out: Annotated[Path, typer.Option(help="the page")] = Path("runs.html"),
     as_json: AsJson = False,
 ) -> None:
-    """Compare finished runs on one page: accuracy against MACs and milliseconds, seeds together, what the recipes differ in.
-
-    Example: prunus report runs/l1 runs/taylor --out compared.html
-    """
-    from importlib.metadata import version
-
+    """Compare finished runs on one page: accuracy against MACs and milliseconds, seeds together, what the recipes differ in."""
     from prunus.pipeline.stages import read_json
     from prunus.report.runs import compare_runs, write_runs
 
     results = {name: read_json(folder / "result.json") for name, folder in _named(_finished(folders)).items()}
-    compared = compare_runs(results, version("prunus"))
+    compared = compare_runs(results, VERSION)
     write_runs(compared, out)
     if as_json:
         print(json.dumps(compared, indent=2))

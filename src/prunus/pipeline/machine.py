@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
+from prunus.version import VERSION
+
 
 def environment() -> dict[str, Any]:
     """Versions and machine, as far as they matter to the figures."""
     found: dict[str, Any] = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-    for package in ("prunus", "torch", "torchvision", "accelerate", "onnx", "onnxruntime", "openvino"):
+    found["prunus"] = VERSION
+    for package in ("torch", "torchvision", "accelerate", "onnx", "onnxruntime", "openvino"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -15,6 +14,7 @@ from prunus.errors import ArtifactError
 from prunus.files import DamagedFile, parse_json
 from prunus.graph.build import fingerprint
 from prunus.surgery.replaced import ReplaceEdit, from_tree, to_tree
+from prunus.version import VERSION
 
 _MOST_INDICES = 2**24  # a record is small; a file that asks for more is damaged or hostile
 
@@ -262,8 +262,4 @@ def _read_numbers(item: Mapping[str, Any], what: str) -> Tensor:
 
 def current_versions() -> dict[str, str]:
     """Versions of Prunus and PyTorch, for the record."""
-    try:
-        own = version("prunus")
-    except PackageNotFoundError:  # used from a source tree that isn't installed
-        own = "unknown"
-    return {"prunus": own, "torch": str(torch.__version__)}
+    return {"prunus": VERSION, "torch": str(torch.__version__)}
