@@ -85,7 +85,7 @@ def test_all_plots_are_drawn_and_the_console_is_silent(tmp_path):
     assert dom.count('class="main-svg"') >= len(PLACES)
 
 
-@pytest.mark.parametrize(("number", "width", "dark"), [(3, 390, False), (150, 390, True)])
+@pytest.mark.parametrize(("number", "width", "dark"), [(3, 390, False), (40, 768, False), (150, 390, True)])
 def test_it_fits_the_screen_in_either_colour_scheme(tmp_path, number, width, dark):
     result = sample_result(number)
     result["groups"][0]["name"] = "a" * 90  # a name without a place to break
