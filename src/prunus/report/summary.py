@@ -53,9 +53,9 @@ def lead(result: Result) -> str:
     """The outcome in one sentence and the two verdicts."""
     before, after = result["networks"]["before"], result["networks"]["after"]
     sentence = f"{escape(percent(ratio(after['macs'], before['macs'])))} of the MACs remain"
-    speed = speed_up(before["latency"], after["latency"])
-    if speed is not None:
-        sentence += f", the network runs {speed:.2f}{TIMES} as fast ({escape(after['latency']['runtime'])})"
+    speeds = [f"{speed:.2f}{TIMES} as fast in {escape(runtime)}" for runtime, speed in _speeds(result).items()]
+    if speeds:
+        sentence += f", the network runs {' and '.join(speeds)}"
     first, last = end_points(result)
     if first is not None and last is not None:
         sentence += f", and accuracy goes from {percent(first['accuracy'])} to {percent(last['accuracy'])}"
@@ -66,6 +66,19 @@ def lead(result: Result) -> str:
     bad_exports = [e["format"] for e in result["exports"] if not e["passed"]]
     verdicts += "".join(f" {tag(f'{name} export differs', 'bad')}" for name in bad_exports)
     return f'<p class="lead">{sentence}.</p><p class="verdicts">{verdicts}</p>'
+
+
+def _speeds(result: Result) -> dict[str, float]:
+    """How many times as fast the small network is, by runtime: as it is, and as the first export of each other runtime."""
+    networks = result["networks"]
+    measured = [(networks["before"]["latency"], networks["after"]["latency"])]
+    measured += [(e.get("latency_before"), e.get("latency_after")) for e in result["exports"] if e["passed"]]
+    found: dict[str, float] = {}
+    for before, after in measured:
+        speed = speed_up(before, after)
+        if speed is not None:
+            found.setdefault(str(after["runtime"]), speed)
+    return found
 
 
 def cards(result: Result) -> str:
@@ -87,6 +100,9 @@ def cards(result: Result) -> str:
         old, new = before["latency"], after["latency"]
         sub = f"{milliseconds(old['median_ms'])} → {milliseconds(new['median_ms'])}"
         sub += f", {escape(new['runtime'])}, batch {count(new['batch'])}"
+        sub += "".join(
+            f"; {other:.2f}{TIMES} in {escape(name)}" for name, other in _speeds(result).items() if name != new["runtime"]
+        )
         boxes.append(_card("Speed-up", f"{speed:.2f}{TIMES}", sub, ratio(new["median_ms"], old["median_ms"])))
     check = result["verification"]
     sub = f"relative difference; {error(check['tolerance'])} allowed"
