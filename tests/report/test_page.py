@@ -71,7 +71,8 @@ def test_the_result_is_in_the_page_as_it_is(reader, result):
 @pytest.mark.parametrize(
     "text",
     [
-        "39.8 % of the MACs remain, the network runs 2.08\u00d7 as fast in eager and 1.94\u00d7 as fast in onnxruntime, and accuracy goes from 99.2 % to 98.8 %.",
+        "39.8 % of the MACs remain, the network runs 2.08\u00d7 as fast in eager and 1.94\u00d7 as fast in onnxruntime, "
+        "and accuracy goes from 99.2 % to 98.8 %.",
         "\u2713 budget met",
         "\u2713 exact surgery",
         "Accuracy 98.8 % from 99.2 % on test, \u22120.4 points",
