@@ -127,6 +127,14 @@ def test_folders_without_labels_or_with_one_class(tmp_path: Path) -> None:
         load_data(f"elpv:{tmp_path}")
 
 
+def test_labels_without_a_row(tmp_path: Path) -> None:
+    """Found by damaged files: an empty labels.csv was an error of the split."""
+    path = place(tmp_path) / "labels.csv"
+    path.write_text("\n  \n")
+    with pytest.raises(DataError, match=r"labels.csv in .* has no rows: fetch the data set again"):
+        load_data(f"elpv:{path.parent}")
+
+
 def test_the_package_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place(tmp_path / "elpv_dataset" / "data")
     (tmp_path / "elpv_dataset" / "__init__.py").write_text("raise ImportError('must not be imported')")

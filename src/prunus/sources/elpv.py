@@ -83,6 +83,8 @@ def _cells(archive: Folder | Zip) -> list[_Cell]:
         raise DataError(f"{where} has more than {_MOST_BYTES} bytes, ten times the published one: fetch the data set again")
     lines = content.decode("utf-8", errors="replace").splitlines()
     cells = [_cell(line, f"line {number} of {where}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not cells:
+        raise DataError(f"{where} has no rows: fetch the data set again")
     lost = [cell.name for cell in cells if cell.name not in present]
     if lost:
         raise DataError(f"{where} names {len(lost)} images that are not there, the first {lost[0]}: fetch the data set again")
