@@ -19,6 +19,7 @@ import prunus
 from prunus.config import load_recipe, parse_recipe
 from prunus.pipeline.rounds import absolute
 from prunus.pipeline.run import run
+from prunus.pipeline.score_rows import MOST
 from prunus.sources import load_data, load_model, make_loader
 from prunus.training import evaluate
 
@@ -55,6 +56,32 @@ def test_a_run_leaves_what_it_says(finished: tuple[Path, dict[str, Any], list[st
     ]
     page = (out / "report.html").read_text()
     assert "cifar:resnet8-projection" in page and "http://" not in page.split("<script")[0]
+
+
+def test_layers_and_scores_are_those_of_the_networks(finished: tuple[Path, dict[str, Any], list[str]]) -> None:
+    _, result, _ = finished
+    rows, networks = result["layers"]["rows"], result["networks"]
+    for when in ("before", "after"):
+        assert sum(row[when]["macs"] for row in rows) == networks[when]["macs"]
+    widths = {g["name"]: g for g in result["groups"]}
+    assert all(row["after"]["writes"] == widths[row["writes"][0]]["after"] for row in rows)
+    groups = result["scores"]["groups"]
+    assert result["scores"]["criterion"] == "taylor" and set(groups) == {n for n, g in widths.items() if not g["frozen_because"]}
+    for name, scores in groups.items():
+        assert len(scores["kept"]) == min(MOST, widths[name]["after"])
+        assert len(scores["removed"]) == min(MOST, widths[name]["before"] - widths[name]["after"])
+
+
+def test_a_network_that_cannot_be_traced_again_is_delivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise prunus.UnsupportedNetwork("no way through")
+
+    monkeypatch.setattr("prunus.pipeline.run.layer_rows", refuse)
+    tree = {**TREE, "train": {"epochs": 0}, "recover": {"rungs": []}}
+    with pytest.warns(prunus.PrunusWarning, match="the report has no picture of the layers: no way through"):
+        result = run(parse_recipe(tree), tmp_path / "out")
+    assert "layers" not in result and (tmp_path / "out" / "small.prunus").exists()
+    assert "The network, layer by layer" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_figures_agree_with_the_networks(finished: tuple[Path, dict[str, Any], list[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
@@ -14,6 +15,7 @@ from torch import nn
 
 from prunus.allocation import allocate, check_reach
 from prunus.config import Recipe
+from prunus.errors import PrunusError, PrunusWarning
 from prunus.export import route_of
 from prunus.graph import trace
 from prunus.importance import score
@@ -360,9 +362,16 @@ class _Run:
         save(small, record, self.out / "small.prunus")
         files = self.stages.file("full.onnx"), self.out / "small.onnx"  # other formats by other suffixes
         found = deliver(self.recipe, self._base(), small, self.data, self.examples, self.trainer.forward_fn, *files)
+        return found | self._layers(small)
+
+    def _layers(self, small: nn.Module) -> dict[str, Any]:
+        """Every layer before and after; a network that can't be traced again is delivered without them."""
         threads = self.recipe.export.threads
-        rows = layer_rows(self.full, self._trace(small), self.examples, threads)
-        return {**found, "layers": {"threads": threads, "rows": rows}}
+        try:
+            return {"layers": {"threads": threads, "rows": layer_rows(self.full, self._trace(small), self.examples, threads)}}
+        except PrunusError as error:
+            warnings.warn(f"the report has no picture of the layers: {error}", PrunusWarning, stacklevel=2)
+            return {}
 
 
 def _describe(result: PruneResult) -> dict[str, Any]:
