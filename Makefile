@@ -15,7 +15,7 @@ help:
 	@echo "make test   install if needed, then run the tests (ARGS='-k name' to choose, ARGS='-m slow' for the slow ones)"
 	@echo "make lint   ruff, the formatter's check, pyright strict on src/"
 	@echo "make format let ruff mend what it can"
-	@echo "make bench  run every file of benchmarks/"
+	@echo "make bench  run every file of benchmarks/ (hours; single claims: prunus benchmark NAME)"
 	@echo "make coverage-matrix  prune every network of torchvision and timm's families, write docs/coverage.md (hours; goes on)"
 	@echo "make docs   build the documentation into site/, strictly: a link that leads nowhere ends it"
 	@echo "make docs-methods  write docs/methods/, a page for every criterion, from docstrings and measurements"
@@ -63,7 +63,8 @@ format: $(STAMP)
 	@$(BIN)/ruff format .
 
 bench: $(BENCH_STAMP)
-	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+	@for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file" || left="$$left $$file"; done; \
+	test -z "$$left" || { echo "not run to the end, for most of these want data (--help says which):$$left"; exit 1; }
 
 # Goes on where it was stopped; ARGS='--only "timm:res*" --jobs 4' to choose.
 coverage-matrix: $(BENCH_STAMP)
