@@ -1,0 +1,60 @@
+"""Accuracy over cost as an SVG: a line for every row, a band of one deviation around the best of each side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+COLOURS = {"prunus": "#2a78d6", "torch-pruning": "#d6572a", "control": "#777777"}
+DASHES = ("", "6 3", "2 3", "8 3 2 3")
+LEFT, TOP, WIDE, HIGH = 60, 46, 420, 330
+BANDS = 2
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points are (cost, accuracy, deviation)."""
+
+    name: str
+    side: str
+    points: Sequence[tuple[float, float, float]]
+
+
+def curves(title: str, unit: str, drawn: Sequence[Curve]) -> str:
+    """The picture; rows are named at the right, in the order of their accuracy at the lowest cost."""
+    costs = [x for curve in drawn for x, _, _ in curve.points]
+    values = [y + sign * spread for curve in drawn for _, y, spread in curve.points for sign in (-1, 1)]
+    low, high = min(values), max(values)
+    span, width = (high - low) or 1.0, (max(costs) - min(costs)) or 1.0
+
+    def at(x: float, y: float) -> str:
+        return f"{LEFT + WIDE * (x - min(costs)) / width:.1f},{TOP + HIGH * (1 - (y - low) / span):.1f}"
+
+    ordered = sorted(drawn, key=lambda curve: -min(curve.points)[1])
+    banded = [c for side in COLOURS for c in [c for c in ordered if c.side == side][:BANDS]]
+    parts = [f'<text x="12" y="24" font-size="14" font-weight="600">{escape(title)}</text>']
+    for i in range(6):
+        value = low + span * i / 5
+        y = at(min(costs), value).split(",")[1]
+        parts.append(f'<line x1="{LEFT}" y1="{y}" x2="{LEFT + WIDE}" y2="{y}" stroke="#e4e4e4"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{float(y) + 4:.1f}" text-anchor="end" fill="#555">{value:.1f}</text>')
+    for cost in sorted({round(x) for x in costs}):
+        x = at(cost, low).split(",")[0]
+        parts.append(f'<text x="{x}" y="{TOP + HIGH + 18}" text-anchor="middle" fill="#555">{cost}</text>')
+    for curve in banded:
+        points = sorted(curve.points)
+        edge = [at(x, y + spread) for x, y, spread in points] + [at(x, y - spread) for x, y, spread in reversed(points)]
+        parts.append(f'<polygon points="{" ".join(edge)}" fill="{COLOURS[curve.side]}" fill-opacity="0.12"/>')
+    for i, curve in enumerate(ordered):
+        nth = [c for c in ordered if c.side == curve.side].index(curve)
+        style = f'stroke="{COLOURS[curve.side]}" stroke-dasharray="{DASHES[nth % len(DASHES)]}" fill="none" stroke-width="1.6"'
+        parts.append(f'<polyline points="{" ".join(at(x, y) for x, y, _ in sorted(curve.points))}" {style}/>')
+        y = TOP + 6 + 15 * i
+        parts.append(f'<line x1="{LEFT + WIDE + 24}" y1="{y}" x2="{LEFT + WIDE + 54}" y2="{y}" {style}/>')
+        parts.append(f'<text x="{LEFT + WIDE + 60}" y="{y + 4}">{escape(curve.name)}</text>')
+    height = max(TOP + HIGH + 44, TOP + 15 * len(ordered) + 20)
+    parts.append(f'<text x="{LEFT + WIDE / 2}" y="{TOP + HIGH + 38}" text-anchor="middle" fill="#555">{escape(unit)}</text>')
+    whole = LEFT + WIDE + 230
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {height}" font-family="sans-serif" font-size="12">'
+    return "\n".join([head, f'<rect width="{whole}" height="{height}" fill="#fff"/>', *parts, "</svg>", ""])

@@ -1,0 +1,122 @@
+"""A head to head over its seeds: rows, the best of each side compared, and the page to read."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from _criteria import markdown
+from _head_to_head import Row
+from scipy import stats
+
+FIGURES = ("before", "after", "validation", "macs", "macs_kept", "parameters")
+
+
+def side(row: Row | Mapping[str, Any]) -> str:
+    """prunus, torch-pruning or control."""
+    by, way = (row["by"], row["way"]) if isinstance(row, Mapping) else (row.by, row.way)
+    return "control" if way == "random" else by
+
+
+def summary(row: Row, ratio: int, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """A row at a ratio over its seeds."""
+    own = [part for part in parts.values() if (part["row"], part["ratio"]) == (row.name, ratio)]
+    if not own:
+        return None
+    found: dict[str, Any] = {
+        "row": row.name,
+        "by": row.by,
+        "way": row.way,
+        "ratio": ratio,
+        "seeds": [part["seed"] for part in own],
+    }
+    for name in FIGURES:
+        values = [part[name] for part in own if part[name] is not None]
+        found[name] = spread(values) if values else None
+    found["seconds"] = {what: spread([part["seconds"][what] for part in own]) for what in ("pruning", "recovery")}
+    found["equal_macs"] = row.by == "control" or all(abs(part["macs_kept"] * ratio - 1) <= 0.0101 for part in own)
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Values, mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"values": list(values), "mean": statistics.mean(values), "std": deviation}
+
+
+def compare(rows: Sequence[Mapping[str, Any]], ratio: int) -> dict[str, Any] | None:
+    """The best row of each side by validation accuracy, on the test images: difference seed by seed, 95 % interval."""
+    best: dict[str, Mapping[str, Any]] = {}
+    for name in ("prunus", "torch-pruning"):
+        own = [row for row in rows if row["ratio"] == ratio and side(row) == name]
+        if not own:
+            return None
+        best[name] = max(own, key=lambda row: row["validation"]["mean"])
+    ours, theirs = (dict(zip(row["seeds"], row["after"]["values"], strict=True)) for row in best.values())
+    shared = sorted(ours.keys() & theirs.keys())
+    if not shared:
+        return None
+    difference = spread([ours[seed] - theirs[seed] for seed in shared])
+    n, reach = len(shared), None
+    if n > 1:
+        reach = float(stats.t.ppf(0.975, n - 1)) * difference["std"] / math.sqrt(n)
+    interval = None if reach is None else [difference["mean"] - reach, difference["mean"] + reach]
+    chosen = {name: row["row"] for name, row in best.items()}
+    return {"ratio": ratio, "rows": chosen, "seeds": shared, "difference": difference, "interval": interval}
+
+
+def page(tree: Mapping[str, Any]) -> str:
+    """The table to read."""
+    head = (
+        "MACs",
+        "row",
+        "by",
+        "seeds",
+        "before recovery, %",
+        "after, %",
+        "M MACs",
+        "M parameters",
+        "ms",
+        "s, pruning",
+        "s, recovery",
+    )
+    cells: list[list[str]] = []
+    for row in sorted(tree["rows"], key=lambda row: (row["ratio"], -row["after"]["mean"])):
+        took = tree.get("latency", {}).get(f"{row['row']}-{row['ratio']}x")
+        share = f"1 / {row['ratio']}" if row["way"] != "longer" else "1"
+        macs = f"{row['macs']['mean'] / 1e6:.2f}" + ("" if row["equal_macs"] else " (not equal)")
+        figures = [_percent(row["before"]), _percent(row["after"]), macs, f"{row['parameters']['mean'] / 1e6:.3f}"]
+        times = ["" if took is None else f"{took['median_ms']:.2f}", *(f"{v['mean']:.0f}" for v in row["seconds"].values())]
+        cells.append([share, row["row"], side(row), str(len(row["seeds"])), *figures, *times])
+    about = (
+        f"Made by `{tree['command']}` on {tree['environment']['cpu']}, torch {tree['environment']['torch']}, {tree['peer']}; "
+        f"mean ± standard deviation over the seeds, last epoch, {tree['epochs']} epochs of recovery for every row. Best rows "
+        "of each side are chosen by validation images and compared on the test images."
+    )
+    lines = [
+        about,
+        "",
+        *markdown(head, cells),
+        "",
+        *markdown(("MACs", "best by validation", "difference, points", "95 % interval"), []),
+    ]
+    for found in tree["compared"]:
+        interval = found["interval"]
+        told = "one seed" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
+        chosen = " against ".join(found["rows"].values())
+        lines.append(f"| 1 / {found['ratio']} | {chosen} | {100 * found['difference']['mean']:+.2f} | {told} |")
+    return "\n".join(lines) + "\n"
+
+
+def _percent(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    return f"{100 * figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {100 * figure['std']:.2f}")
+
+
+def points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float, float]]:
+    """Share of the multiply-adds, accuracy behind recovery and its deviation, all in percent, at every ratio."""
+    own = [row for row in rows if row["row"] == name]
+    return [(100 * row["macs_kept"]["mean"], 100 * row["after"]["mean"], 100 * (row["after"]["std"] or 0.0)) for row in own]
