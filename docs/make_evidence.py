@@ -30,6 +30,7 @@ FAMILIES = (
     "Tickets, masks, scratch",
     "Transfer of selected widths",
     "Sparse gradients",
+    "Beside torch-pruning",
     "Full size",
 )
 """Headings, in the order of the page."""
@@ -67,7 +68,7 @@ prunus benchmark all --data cifar10=cifar10_jpeg.zip
 ```
 
 What is up to date isn't run again (a hash of script and arguments lies beside each result); what was stopped goes on. Full-size
-claims are recipes with the command for machines with GPUs ([what that takes](scale.md)).
+claims are recipes with the command for machines with GPUs ([the plan](imagenet_plan.md)).
 """
 
 

@@ -52,3 +52,17 @@ def test_the_page_on_smaller_norms_is_right_and_its_plot_is_of_its_numbers() -> 
     penalty = namespace["penalty"]
     drawn = plot(alphas, [penalty(alpha) for alpha in alphas], namespace["best"])  # type: ignore[operator, arg-type]
     assert (DOCS / "smaller_norms.svg").read_text(encoding="utf-8") == drawn
+
+
+def test_the_hours_of_the_plan_for_imagenet_follow_from_the_model_of_scale() -> None:
+    scale = (DOCS / "scale.md").read_text(encoding="utf-8")
+    plan = (DOCS / "imagenet_plan.md").read_text(encoding="utf-8")
+    (rate,) = re.findall(r"^\| 1 \| 256 \| ([\d,]+) \|", scale, re.M)
+    hours_of_an_epoch = 1_281_167 / float(rate.replace(",", "")) / 3600
+    rows = [(float(epochs), float(hours)) for epochs, hours in re.findall(r"\| (\d+) \| ([\d.]+) \|", plan)]
+    assert len(rows) == 13 and f"({rate} images/s)" in plan
+    assert all(abs(hours - epochs * hours_of_an_epoch) < 0.06 for epochs, hours in rows)
+    one_seed = sum(hours for _, hours in rows)
+    assert f"One seed of every row is {one_seed:.0f} GPU-hours, three seeds are {3 * one_seed:.0f}." in plan
+    recipes = {path.stem for path in (DOCS.parent / "src" / "prunus" / "recipes").glob("*.toml")}
+    assert set(re.findall(r"prunus run (\w+)", plan)) <= recipes
