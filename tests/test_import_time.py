@@ -15,6 +15,7 @@ HEAVY = (
     *("accelerate", "cmaes", "huggingface_hub", "IPython", "matplotlib", "mlflow", "onnx", "onnxruntime", "onnxscript"),
     *("openvino", "optuna", "pandas", "PIL", "plotly", "pydantic", "rich", "sklearn", "tensorboard", "tensorly", "timm"),
     *("torch._dynamo", "torch._inductor", "torchvision", "typer", "scipy.optimize", "scipy.stats", "scipy.interpolate"),
+    *("lightning", "transformers"),
 )
 IMPORTED = """
 import sys, time

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 WORK = """
 import sys
 extras = ("accelerate", "pydantic", "rich", "typer", "plotly", "torchvision", "PIL", "sklearn", "optuna", "timm", "onnx",
-          "onnxscript", "onnxruntime", "openvino", "tensorboard", "huggingface_hub", "tensorly")
+          "onnxscript", "onnxruntime", "openvino", "tensorboard", "huggingface_hub", "tensorly", "lightning",
+          "transformers")
 sys.modules.update(dict.fromkeys(extras))  # None: importing one raises ImportError
 import torch
 from torch import nn

@@ -18,6 +18,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
+OWN = {"trackio", "executorch", "openvino", "lightning", "transformers"}
+"""Extras that `all` leaves out."""
 MODULE_OF = {"scikit-learn": "sklearn", "pillow": "PIL", "typing-extensions": "typing_extensions"}
 
 
@@ -46,11 +48,11 @@ def test_every_library_that_is_imported_is_declared(project: dict[str, Any]) -> 
 
 
 def test_extra_all_holds_every_other_extra(project: dict[str, Any]) -> None:
-    """But trackio, with which a web server comes (ADR 14), executorch and openvino (ADR 20), and the developers'."""
+    """But those that bring much along or crash beside others (ADR 14, 20, 23), and the developers'."""
     extras = project["optional-dependencies"]
     inside = re.fullmatch(r"prunus\[(.*)\]", extras["all"][0])
     assert inside is not None
-    assert set(inside[1].split(",")) == set(extras) - {"all", "dev", "docs", "bench", "trackio", "executorch", "openvino"}
+    assert set(inside[1].split(",")) == set(extras) - {"all", "dev", "docs", "bench", *OWN}
 
 
 def test_version_is_the_same_everywhere(project: dict[str, Any]) -> None:

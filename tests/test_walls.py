@@ -40,9 +40,10 @@ MAY_IMPORT = {
     "export": BASE,
     "report": BASE,
     "sources": {"errors", "files", "tensor_files"},
+    "integrations": BASE | METHODS | {"graph", "pipeline"},
 }
 SHELL = {"__init__", "__main__", "pipeline", "cli", "demo", "laboratory"}
-TOP = {"cli": {"__main__"}, "laboratory": {"cli"}}
+TOP: dict[str, set[str]] = {"cli": {"__main__"}, "laboratory": {"cli"}, "integrations": set()}
 """Parts that stand on all others, and who may import them."""
 CORE = BASE | {"graph"} | METHODS | {"reconstruction"}
 CORE_PACKAGES = {"torch", "numpy", "scipy", "safetensors", "typing_extensions"}
@@ -54,6 +55,8 @@ ONLY_IN = {
     "sklearn": {"sources", "importance", "reconstruction"},
     "tensorly": {"reconstruction"},
     "optuna": {"allocation"},
+    "lightning": {"integrations"},
+    "transformers": {"integrations"},
 }
 EXTRAS = {("importance", "sklearn"), ("allocation", "optuna"), ("reconstruction", "sklearn"), ("reconstruction", "tensorly")}
 """Imports of the core that only one function makes, when it is called, and whose absence it reports."""
@@ -115,6 +118,9 @@ def test_every_part_stands_in_the_table() -> None:
         ("pipeline.py", "from prunus.laboratory import compare", "prunus.laboratory"),
         ("laboratory/compare.py", "from prunus.cli import app", "prunus.cli"),
         ("surgery/remove.py", "import rich", "rich"),
+        ("pipeline.py", "from prunus.integrations import pruner", "prunus.integrations"),
+        ("integrations/lightning.py", "from prunus.training import train", "prunus.training"),
+        ("training/loop.py", "import lightning", "lightning"),
         ("graph/trace.py", "from prunus.graph.labels import x\nfrom . import labels\nimport torch.nn, math", None),
         ("pipeline.py", "from prunus.graph import trace\nfrom prunus import sources", None),
         ("training/loop.py", "from prunus.config import OptimizerConfig\nimport accelerate", None),
