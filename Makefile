@@ -20,7 +20,7 @@ help:
 	@echo "make docs   build the documentation into site/, strictly: a link that leads nowhere ends it"
 	@echo "make docs-methods  write docs/methods/, a page for every criterion, from docstrings and measurements"
 	@echo "make docs-notebook  run docs/notebook/ and write what it prints into it"
-	@echo "make docs-evidence  write docs/evidence.md, every claim of the literature with its verdict, from benchmarks/"
+	@echo "make docs-evidence  write docs/evidence.md and docs/choose.md from the claims and figures of benchmarks/"
 	@echo "make setup  only install, into $(VENV)"
 
 setup: $(STAMP)
@@ -84,3 +84,4 @@ docs-notebook: $(STAMP)
 # After a change of a claim or of a result; a test compares.
 docs-evidence: $(STAMP)
 	@$(BIN)/python docs/make_evidence.py
+	@$(BIN)/python docs/make_choose.py

@@ -1,4 +1,4 @@
-"""docs/evidence.md is what the claims' files and the figures make of it."""
+"""docs/evidence.md is what the claims' files and the figures make of it; docs/choose.md has its figures from the results."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ def generator() -> Iterator[ModuleType]:
 
 def test_the_committed_page_is_up_to_date(generator: ModuleType) -> None:
     assert PAGE.read_text(encoding="utf-8") == generator.page(), "run `make docs-evidence`"
+
+
+def test_the_committed_advice_has_the_figures_of_today() -> None:
+    spec = importlib.util.spec_from_file_location("make_choose", ROOT / "docs" / "make_choose.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "choose.md").read_text(encoding="utf-8") == module.page(), "run `make docs-evidence`"
 
 
 def test_another_figure_is_another_verdict(generator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,148 @@
+"""Write docs/choose.md: which method when, every figure taken from benchmarks/results.
+
+``python docs/make_choose.py`` (or ``make docs-evidence``); a test compares. The sentences are typed, their figures aren't.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prunus.files import write_atomically
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+PAGE = DOCS / "choose.md"
+TEXT = """<!-- Written by docs/make_choose.py from benchmarks/results: run `make docs-evidence`. -->
+
+# Which method when
+
+Only what was measured in this repository, on three small to middling networks: one for digits ({digits_accuracy} % before),
+ResNet-20 on CIFAR-10 (JPEG) ({resnet20_full} %), MobileNetV2 on cats and dogs ({cats_before} %). Where nothing was measured,
+the table says so. The literature's claims, tried one by one: [evidence](evidence.md).
+
+| you have | without labels | with labels |
+|---|---|---|
+| 5 minutes, no data | `next_layer_weight` or `fpgm` (1) | - |
+| 5 minutes, some images | `lasso`; then `reconstruct` (2, 3) | `taylor` and `global_per_cost`; then `reconstruct` (3) |
+| an hour | not measured | the same, fine-tuned with distillation (4) |
+| a GPU-day | not measured | not measured; train the small network from scratch beside it (5) |
+| no batch norm | not measured; `bn_scale` and methods on scales need one | not measured |
+
+**1. Weights alone.** Half of the channels of the digits network gone, ranked over all layers, then 50 steps of fine-tuning,
+five seeds: {next_layer} % by `next_layer_weight`, {fpgm} % by `fpgm`, {l1} % by `l1`, {scales} % by `bn_scale`, {random} % at
+random. With 70 % gone: {next_layer_70}, {fpgm_70}, {l1_70}, {scales_70} and {random_70} %
+([criteria_digits](../benchmarks/results/criteria_digits.md)). Raw `l1` and `bn_scale` don't compare over layers: their
+correlation with the oracle is {l1_rank} and {scales_rank} there.
+
+**2. Images alone.** In the same table `lasso` keeps {lasso} % at 50 % and {lasso_70} % at 70 %: the best of the criteria
+without labels, and level with the best of those with them (`functionality`, {functionality} and {functionality_70} %).
+
+**3. Nothing trained.** ResNet-20 at half of its multiply-adds, three seeds: {l1_removed} % right after a removal by `l1`,
+{l1_compensated} % with compensation, {l1_recalibrated} % with recalibration alone, {l1_reconstructed} % with `reconstruct`, in
+about {seconds} s of one core. By `taylor`: {taylor_removed} % and {taylor_reconstructed} %. At a quarter, reconstructed:
+{l1_quarter} and {taylor_quarter} %. Leave `recalibrate` out behind `reconstruct` unless training follows: it took {worse}
+points ([recovery](../benchmarks/results/recovery.md)).
+
+**4. Labels and an hour.** MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} % by
+`taylor` and `global_per_cost` (three seeds). One seed each: {cats_uniform} % with `l1` and uniform widths, {cats_l1} % with
+`l1` over all layers, {cats_random} % at random; at 30 % of the multiply-adds {cats_30} %
+([cats_dogs](../benchmarks/results/cats_dogs.md)). But raw scores over all layers can empty one: in the table of the digits
+network `taylor` keeps {taylor_raw} % at 50 %, where its older form, normalised by layer (`taylor_2016`), keeps {taylor_2016} %.
+
+**5. From scratch.** On digits, half of the multiply-adds and as much computation: {scratch} % from scratch, {tuned} %
+fine-tuned by `l1`, {fpgm_trained} % by `fpgm` during training, {slimming} % by Network Slimming on so short a schedule (three
+seeds, [sparsity_digits](../benchmarks/results/sparsity_digits.md)). From good weights it is another matter: from random ones
+MobileNetV2's small network reaches {cats_scratch} % on 1,998 photos (one seed).
+
+**Without any training behind the cut**, ResRep is the method that was made for it: {resrep} % on digits at half of the
+multiply-adds, where the same penalty without its resetting of gradients keeps {penalty} % and `l1` {resrep_l1} % (three seeds,
+`benchmarks/results/resrep.json`).
+"""
+
+
+def page() -> str:
+    """The page with its figures."""
+    return TEXT.format(**_criteria(), **_recovery(), **_tables(), **_resrep())
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _criteria() -> dict[str, str]:
+    tree = _read("criteria_digits")
+    at = {share: tree["settings"]["shares"].index(share) for share in (0.5, 0.7)}
+    names = {
+        "next_layer": "next_layer_weight",
+        "fpgm": "fpgm",
+        "l1": "l1",
+        "scales": "bn_scale",
+        "random": "random",
+        "lasso": "lasso",
+        "functionality": "functionality",
+        "taylor_raw": "taylor",
+        "taylor_2016": "taylor_2016",
+    }
+    curves = {key: tree["removal"]["curves"][name]["fine-tuned"] for key, name in names.items()}
+    found = {key: _percent(points[at[0.5]]["mean"]) for key, points in curves.items()}
+    found |= {f"{key}_70": _percent(points[at[0.7]]["mean"]) for key, points in curves.items()}
+    raw = {row["name"]: row["spearman"]["raw"]["mean"] for row in tree["criteria"] if "spearman" in row}
+    found |= {"l1_rank": f"{raw['l1']:.2f}", "scales_rank": f"{raw['bn_scale']:.2f}"}
+    return {**found, "digits_accuracy": _percent(tree["network"]["accuracy"]["mean"])}
+
+
+def _recovery() -> dict[str, str]:
+    rows = {(r["macs kept"], r["criterion"], r["rung"]): r for r in _read("recovery")["rows"] if r["network"] == "resnet20"}
+    names = {
+        "removed": "removal",
+        "compensated": "compensate",
+        "recalibrated": "recalibrate alone",
+        "reconstructed": "reconstruct",
+    }
+    found = {f"{by}_{key}": _percent(rows["0.5", by, rung]["accuracy"]) for by in ("l1", "taylor") for key, rung in names.items()}
+    found |= {f"{by}_quarter": _percent(rows["0.25", by, "reconstruct"]["accuracy"]) for by in ("l1", "taylor")}
+    losses = [
+        100 * (rows[share, by, "reconstruct"]["accuracy"] - rows[share, by, "recalibrate"]["accuracy"])
+        for share in ("0.5", "0.25")
+        for by in ("l1", "taylor")
+    ]
+    full = rows["0.5", "l1", "removal"]["full"]
+    worse = f"{min(losses):.0f} to {max(losses):.0f}"
+    return {
+        **found,
+        "seconds": f"{rows['0.5', 'l1', 'reconstruct']['seconds']:.0f}",
+        "worse": worse,
+        "resnet20_full": _percent(full),
+    }
+
+
+def _tables() -> dict[str, str]:
+    cats = {row["row"]: row for row in _read("cats_dogs")["rows"]}
+    names = {"taylor": "taylor", "uniform": "uniform-l1", "l1": "l1", "random": "random", "30": "taylor-30", "scratch": "scratch"}
+    found = {f"cats_{key}": _percent(cats[row]["test_accuracy"]["mean"]) for key, row in names.items()}
+    found["cats_before"] = _percent(cats["taylor"]["test_accuracy_before"]["mean"])
+    digits = {row["row"]: row["test_accuracy"]["mean"] for row in _read("sparsity_digits")["rows"]}
+    short = {"scratch": "scratch-b", "tuned": "l1", "fpgm_trained": "fpgm", "slimming": "slimming"}
+    return found | {key: _percent(digits[row]) for key, row in short.items()}
+
+
+def _resrep() -> dict[str, str]:
+    rows = _read("resrep")["rows"]
+    names = {"resrep": "gradient resetting", "penalty": "penalty alone", "resrep_l1": "plain training, L1"}
+    return {key: _percent(rows[row]["after"]["mean"]) for key, row in names.items()}
+
+
+def main() -> None:
+    """Write the page."""
+    write_atomically(PAGE, page().encode())
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
