@@ -18,7 +18,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-OWN = {"trackio", "executorch", "openvino", "lightning", "transformers"}
+OWN = {"trackio", "mlflow", "executorch", "openvino", "lightning", "transformers"}
 """Extras that `all` leaves out."""
 MODULE_OF = {"scikit-learn": "sklearn", "pillow": "PIL", "typing-extensions": "typing_extensions"}
 

@@ -273,10 +273,11 @@ class Recipe(Section):
 
     name: str = Field("run", pattern=r"^[\w.-]+$", description="name of the run, in the report's header")
     seed: int = Field(0, ge=0, description="of everything random")
-    log_with: Literal["tensorboard", "trackio"] | None = Field(
+    log_with: Literal["tensorboard", "trackio", "mlflow"] | None = Field(
         None,
         description="also write every epoch, for TensorBoard into the folder logs of the run, for trackio into its own database, "
-        "as a project of the recipe's name; none: the report alone",
+        "as a project of the recipe's name, for mlflow into logs/mlflow.db of the run or to $MLFLOW_TRACKING_URI; none: the "
+        "report alone",
     )
     model: ModelConfig
     data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]

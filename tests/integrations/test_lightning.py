@@ -245,3 +245,13 @@ def test_strategies_of_several_processes_are_refused_by_name(tmp_path: Path) -> 
 
     with pytest.raises(UnsupportedNetwork, match=r"can't prune under DDPStrategy: several devices.*devices=1.*prunus\.prune"):
         PruningCallback(HALF, network="network", epochs=(1,)).setup(Run(), module(), "fit")  # type: ignore[arg-type]
+
+
+def test_checkpoints_elsewhere_are_told() -> None:
+    """No folder of the name of an address is made."""
+
+    class Run:
+        checkpoint_callback = type("Checkpoints", (), {"dirpath": "s3://bucket/runs"})()
+
+    with pytest.warns(prunus.PrunusWarning, match=r"checkpoints go to s3://bucket/runs, .*small-0\.prunus isn't written"):
+        PruningCallback(HALF, network="network", epochs=(1,)).on_save_checkpoint(Run(), module(), {})  # type: ignore[arg-type]

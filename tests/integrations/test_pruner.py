@@ -144,6 +144,11 @@ def test_streams_need_batches_from_the_user() -> None:
         EvidenceError, match=r"can't be drawn from the training loader \(DataLoader\).*data=\.\.\..*example_inputs"
     ):
         TrainingPruner(HALF, steps=(1,)).take_round(Plain(), [], DataLoader(Stream(), 4), None, 1)
+    given = TrainingPruner(HALF, steps=(1,), example_inputs=torch.randn(2, 1, 8, 8))
+    assert given.take_round(Plain(), [], DataLoader(Stream(), 4), None, 1) is not None
+    once = iter([(torch.randn(8, 1, 8, 8), torch.arange(8))])  # goes through once, and is looked at twice
+    pruner = TrainingPruner(HALF, steps=(1,), criterion="taylor", data=once)
+    assert pruner.take_round(Plain(), [], DataLoader(Stream(), 4), None, 1) is not None
     pruner = TrainingPruner(HALF, steps=(1,), criterion="taylor", data=[(torch.randn(8, 1, 8, 8), torch.arange(8))])
     assert pruner.take_round(Plain(), [], DataLoader(Stream(), 4), None, 1) is not None
 

@@ -34,7 +34,7 @@ def test_epochs_are_in_the_file(tmp_path: Path) -> None:
     assert histogram.step == 2 and histogram.histogram_value.num == 4 and histogram.histogram_value.sum == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize(("tool", "extra"), [("tensorboard", "track"), ("trackio", "trackio")])
+@pytest.mark.parametrize(("tool", "extra"), [("tensorboard", "track"), ("trackio", "trackio"), ("mlflow", "mlflow")])
 def test_without_the_tool_the_run_says_what_to_install(
     tool: tracking.Tool, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +79,46 @@ def test_trackio_has_the_epochs_without_a_network(tmp_path: Path) -> None:
     assert [(log["step"], log["loss"], log["lr"]) for log in logs] == [(1, 2.5, 0.1), (2, 1.5, 0.1)]
     assert logs[1]["sparsity/macs"] == 70 and logs[1]["widths/two"] == 9 and "sparsity/macs" not in logs[0]
     assert logs[1]["sparsity/strengths"] == {"_type": "trackio.histogram", "bins": [0.0, 0.5, 1.0], "values": [3, 1]}
+
+
+MLFLOW = """
+import json, os, socket, sys
+from pathlib import Path
+
+def refuse(*args):
+    raise OSError("nothing outside may be reached")
+
+socket.socket.connect = refuse
+from prunus.training import tracking
+from prunus.training.log import EpochLog
+
+folder, sparsity = Path(sys.argv[1]) / "out", json.loads(sys.argv[2])
+for number, resume in ((1, False), (2, True)):
+    tracker = tracking.track("mlflow", folder, "digits", "round-1-sparsity", resume=resume)
+    tracker.epoch(EpochLog(number, 3.5 - number, 0.1, 1.0, 10.0, sparsity=sparsity if number == 2 else None))
+    tracker.finish()
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+import mlflow
+mlflow.set_tracking_uri(f"sqlite:///{folder.resolve()}/logs/mlflow.db")
+client = mlflow.MlflowClient()
+runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+losses = [[m.step, m.value] for m in client.get_metric_history(runs[0].info.run_id, "loss")]
+print(json.dumps([[run.info.run_name, run.info.status] for run in runs] + [losses, runs[0].data.metrics]))
+"""
+
+
+def test_mlflow_has_the_epochs_in_a_local_file_without_a_network(tmp_path: Path) -> None:
+    """A resumed run is the same run; the store of one run isn't the next one's."""
+    if find_spec("mlflow") is None:
+        pytest.skip("mlflow isn't installed")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    command = [sys.executable, "-c", MLFLOW, str(tmp_path), json.dumps(SPARSITY)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    run, losses, metrics = json.loads(ran.stdout)  # and nothing else is printed
+    assert run == ["out round-1-sparsity", "FINISHED"] and losses == [[1, 2.5], [2, 1.5]]
+    assert metrics["sparsity/macs"] == 70 and metrics["widths/two"] == 9 and metrics["lr"] == 0.1
+    assert {path.name for path in tmp_path.rglob("*.db")} == {"mlflow.db"}
 
 
 def test_trackio_refuses_a_name_that_it_reserves(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from prunus.budgets import Budget
-from prunus.errors import UnknownName, UnsupportedNetwork
+from prunus.errors import PrunusWarning, UnknownName, UnsupportedNetwork
 from prunus.integrations.pruner import TrainingPruner
 
 try:
@@ -113,4 +114,12 @@ class PruningCallback(TrainingPruner, Callback):
         """Write the small network beside the checkpoint."""
         callback = trainer.checkpoint_callback
         folder = getattr(callback, "dirpath", None) or trainer.default_root_dir
+        if "://" in str(folder):
+            warnings.warn(
+                f"checkpoints go to {folder}, which isn't a folder of this machine, so that small-{self.rounds}.prunus isn't "
+                "written beside them: save the network with prunus.save(network, callback.record, PATH)",
+                PrunusWarning,
+                stacklevel=2,
+            )
+            return
         self.save_beside(self._part(pl_module), Path(folder), f"small-{self.rounds}.prunus")

@@ -127,11 +127,19 @@ class TrainingPruner:
         ``loader`` is what is trained on. Raises what `prunus.prune` raises, and `EvidenceError` where its data can't be had.
         """
         needs_data = bool(resolve_criterion(self.criterion, {}).needs)
-        drawn = self._drawn(network, loader, batch_size) if self.data is None else self.data
-        example = self.example_inputs if self.example_inputs is not None else self.first_inputs(next(iter(drawn)))
+        example, data = self.example_inputs, self.data
+        if data is None and (needs_data or example is None):
+            data = self._drawn(network, loader, batch_size)
+        if example is None and data is not None:
+            first = next(iter(data), None)
+            if first is None:
+                raise EvidenceError(
+                    "the data yield nothing, so there is nothing to run the network on: give data or example_inputs"
+                )
+            example = self.first_inputs(first)
         if not self._budgets:
             self._budgets = self._plan_rounds(network, example)
-        data = list(islice(drawn, self.batches)) if needs_data else None
+        data = list(islice(data, self.batches)) if needs_data and data is not None else None
         asked = self._budgets[self.rounds]
         if asked.file_size is not None and self.record is not None:  # the file holds the record of the earlier rounds, too
             asked = replace(asked, file_size=int(asked.file_size) - len(json.dumps(self.record.to_json())))
@@ -139,7 +147,7 @@ class TrainingPruner:
         try:
             result = prune(
                 network,
-                example,
+                cast("ExampleInputs", example),
                 asked,
                 self.criterion,
                 data=data,

@@ -1,8 +1,10 @@
-"""Figures of a run for TensorBoard or trackio, through Accelerate's trackers."""
+"""Figures of a run for TensorBoard, trackio or MLflow, through Accelerate's trackers."""
 
 from __future__ import annotations
 
 import io
+import logging
+import os
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -17,8 +19,9 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker
 from prunus.errors import TrainingError
 from prunus.training.log import EpochLog
 
-Tool: TypeAlias = Literal["tensorboard", "trackio"]
-_INSTALL = {"tensorboard": "prunus[track]", "trackio": "prunus[trackio]"}
+Tool: TypeAlias = Literal["tensorboard", "trackio", "mlflow"]
+_INSTALL = {"tensorboard": "prunus[track]", "trackio": "prunus[trackio]", "mlflow": "prunus[mlflow]"}
+_STORE = "MLFLOW_TRACKING_URI"
 
 
 class EpochTracker:
@@ -85,12 +88,44 @@ class _Trackio(EpochTracker):
                 self._trackio.finish()
 
 
+class _MLflow(EpochTracker):
+    """Has no place for histograms, which are left out."""
+
+    def __init__(self, folder: Path, project: str, run: str, resume: bool) -> None:
+        from accelerate.tracking import MLflowTracker
+
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import, which would start it
+        mlflow: Any = import_module("mlflow")
+        for name in ("mlflow", "alembic"):  # they tell of every table that they make
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._own_store = _STORE not in os.environ
+        if self._own_store:
+            folder.mkdir(parents=True, exist_ok=True)
+            mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        earlier: list[Any] = []
+        if resume and (experiment := mlflow.get_experiment_by_name(project)) is not None:
+            found = mlflow.MlflowClient().search_runs([experiment.experiment_id])
+            earlier = [run_.info.run_id for run_ in found if run_.info.run_name == run]
+        self._tracker = MLflowTracker(project, run_name=run, run_id=earlier[0] if earlier else None)
+        self._tracker.start()
+
+    def _histogram(self, name: str, histogram: Mapping[str, Any], step: int) -> dict[str, Any]:
+        return {}
+
+    def finish(self) -> None:
+        """Setting the store put it into the environment, where the next run would take it for the user's."""
+        super().finish()
+        if self._own_store:
+            os.environ.pop(_STORE, None)
+
+
 def track(tool: Tool, folder: Path, project: str, stage: str, *, resume: bool = False) -> EpochTracker:
     """A tracker of one training run of a recipe, ``stage`` of the run in ``folder``.
 
     TensorBoard's files go into ``folder / "logs" / stage``. trackio keeps its own database ($TRACKIO_DIR, else in the cache of
     Hugging Face) and needs neither a network nor an account: the run is called "FOLDER stage" there, in ``project``; with
-    ``resume`` it is continued.
+    ``resume`` it is continued. MLflow's store is the one that $MLFLOW_TRACKING_URI names, else the file ``folder / "logs" /
+    "mlflow.db"``; names are trackio's, ``resume`` continues the run, and telemetry is switched off.
 
     Raises:
         TrainingError: the tool isn't installed, or doesn't take the project's name.
@@ -103,4 +138,6 @@ def track(tool: Tool, folder: Path, project: str, stage: str, *, resume: bool = 
     PartialState()  # trackers ask it for the main process
     if tool == "tensorboard":
         return _TensorBoard(folder / "logs", stage)
+    if tool == "mlflow":
+        return _MLflow(folder / "logs", project, f"{folder.resolve().name} {stage}", resume)
     return _Trackio(project, f"{folder.resolve().name} {stage}", resume)
