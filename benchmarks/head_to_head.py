@@ -14,13 +14,16 @@ interval of the difference. A part is one row at one ratio with one seed; finish
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,26 +73,32 @@ class HeadToHead:
         return self.folder / f"{row.name}-{ratio}x-{seed}.json"
 
     def fingerprint(self, row: Row, ratio: int, seed: int) -> str:
-        """A hash of what decides about a part: its recipe wherever data lie, the row, the table and the code that makes it."""
-        recipe = self.table.recipe_of(seed, {name: name for name in self.table.data}, self.more).model_dump(mode="json")
-        about = {**vars(self.table), "rows": None, "ratios": None, "seeds": None, "ratio": ratio}
+        """A hash of what decides about a part: recipe (wherever data lie), row, table, the code that makes it, and the peer."""
+        recipe = self.table.recipe_of(seed, {name: name for name in self.table.data}, self.more).model_dump(
+            mode="json", exclude_defaults=True
+        )
+        about = {
+            **vars(self.table),
+            "rows": None,
+            "ratios": None,
+            "seeds": None,
+            "ratio": ratio,
+            "peer": version("torch-pruning"),
+        }
         told = json.dumps([recipe, vars(row), {k: str(v) for k, v in about.items()}], sort_keys=True, default=str)
         found = hashlib.sha256(told.encode())
         for name in SCRIPTS:
-            found.update((HERE / name).read_bytes())
+            found.update(ast.dump(ast.parse((HERE / name).read_text())).encode())  # a comment more voids no figures
         return found.hexdigest()[:16]
 
     def kept(self, row: Row, ratio: int, seed: int) -> dict[str, Any] | None:
         """The part's figures, if they are those that it would have today."""
-        file = self.file(row, ratio, seed)
-        stored = RESULTS / f"head_to_head_{self.table.name}.json"
-        if file.exists():
-            found = json.loads(file.read_text())
-        elif stored.exists() and not self.pilot:
-            found = json.loads(stored.read_text())["parts"].get(file.stem, {})
-        else:
-            return None
-        return found if found.get("fingerprint") == self.fingerprint(row, ratio, seed) else None
+        file, stored = self.file(row, ratio, seed), RESULTS / f"head_to_head_{self.table.name}.json"
+        places = [json.loads(file.read_text())] if file.exists() else []
+        if stored.exists() and not self.pilot:
+            places.append(json.loads(stored.read_text())["parts"].get(file.stem, {}))
+        wanted = self.fingerprint(row, ratio, seed)
+        return next((found for found in places if found.get("fingerprint") == wanted), None)
 
     def make_part(self, name: str, ratio: int, seed: int) -> dict[str, Any]:
         """Make one part and keep it."""
@@ -107,22 +116,30 @@ class HeadToHead:
             if not (self.folder / f"base-{seed}.prunus").exists():
                 Part(self.table, next(iter(self.rows.values())), self.table.ratios[0], recipe, self.folder).base()
         waiting = [part for part in self.parts() if self.kept(*part) is None]
+        copied = self.rows[self.table.scratch_of]  # its networks are what scratch controls train anew: figures alone don't do
+        for _, ratio, seed in [part for part in waiting if part[0].way.startswith("scratch")]:
+            if (copied, ratio, seed) not in waiting and not self.file(copied, ratio, seed).with_suffix(".safetensors").exists():
+                waiting.insert(0, (copied, ratio, seed))
         for first in (True, False):  # controls train architectures that other rows leave
             self._parallel([part for part in waiting if (part[0].by != "control") == first], jobs)
         self.write()
 
     def _parallel(self, waiting: Sequence[tuple[Row, int, int]], jobs: int) -> None:
         left, running = list(waiting), list[subprocess.Popen[bytes]]()
-        while left or running:
-            while left and len(running) < jobs:
-                row, ratio, seed = left.pop(0)
-                print(f"{row.name} at {ratio}x, seed {seed}; {len(left)} behind it", flush=True)
-                running.append(subprocess.Popen([*sys.orig_argv, "--part", row.name, str(ratio), str(seed)]))
-            running[0].wait()
-            if any(process.poll() for process in running):
-                raise SystemExit("a part failed: its message is above; the same command goes on where this one stopped")
-            running = [process for process in running if process.poll() is None]
-            self.write()
+        try:
+            while left or running:
+                while left and len(running) < jobs:
+                    row, ratio, seed = left.pop(0)
+                    print(f"{row.name} at {ratio}x, seed {seed}; {len(left)} behind it", flush=True)
+                    running.append(subprocess.Popen([*sys.orig_argv, "--part", row.name, str(ratio), str(seed)]))
+                running[0].wait()
+                if any(process.poll() for process in running):
+                    raise SystemExit("a part failed: its message is above; the same command goes on where this one stopped")
+                running = [process for process in running if process.poll() is None]
+                self.write()
+        finally:  # stopped, or one failed: the others mustn't go on alone
+            for process in running:
+                process.terminate()
 
     def write(self) -> None:
         """The table so far, as JSON, as Markdown and as curves."""
@@ -135,7 +152,13 @@ class HeadToHead:
         about = {"command": f"python benchmarks/head_to_head.py {self.table.name}", "environment": environment()}
         kept = {"latency": old["latency"]} if "latency" in old else {}
         compared = [found for ratio in self.table.ratios if (found := compare(rows, ratio))]
-        tree = {**about, "peer": "torch-pruning 1.6.1", "epochs": self.table.epochs, "rows": rows, "compared": compared}
+        tree = {
+            **about,
+            "peer": f"torch-pruning {version('torch-pruning')}",
+            "epochs": self.table.epochs,
+            "rows": rows,
+            "compared": compared,
+        }
         write_atomically(path, (json.dumps({**tree, "parts": parts, **kept}, indent=1) + "\n").encode())
         write_atomically(path.with_suffix(".md"), page({**tree, **kept}).encode())
         drawn = [Curve(name, side(row), points(rows, name)) for name, row in self.rows.items() if len(points(rows, name)) > 1]
@@ -183,6 +206,7 @@ def main() -> None:
         raise SystemExit("--device cuda: PyTorch finds no GPU here; leave it out, or run this where there is one")
     if chosen.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     work = HeadToHead(chosen)
     if chosen.part:
         work.make_part(chosen.part[0], int(chosen.part[1]), int(chosen.part[2]))
