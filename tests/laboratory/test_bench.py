@@ -21,7 +21,7 @@ from prunus.export.layer_timing import LayerShape
 from prunus.laboratory.bench import BenchSettings, Case, bench
 from prunus.laboratory.bench_layers import even_widths
 from prunus.laboratory.bench_limits import check_limits
-from prunus.laboratory.bench_reasons import Timed, causes, reasons
+from prunus.laboratory.bench_reasons import Timed, _of, causes, reasons
 from prunus.laboratory.bench_statistics import median_interval, ratio_interval, spread, verdict
 from prunus.laboratory.contestants import Origin, read_contestants
 from prunus.report.bench import render_bench
@@ -94,6 +94,12 @@ def test_causes_by_hand() -> None:
     assert "their multiply-adds fell to 12%, what they read and write to 12%" in texts["memory"]
     assert "a million of those removed took 6.5e+04 ms, of all 8e+04 ms" in texts["cheap"]
     assert "fuses" not in reasons(full, small, "onnxruntime")[0]["text"]
+
+
+def test_a_cause_may_cost_more_than_is_left_above_the_ideal() -> None:
+    """3.12 of 0.823 ms was told once: what other parts won back wasn't."""
+    assert _of(0.5, 2.0) == " (0.5 of the 2 ms above the ideal)"
+    assert _of(3.12, 0.823) == " (costs 3.12 ms; other parts are better than the ideal, so that 0.823 ms above it are left)"
 
 
 def test_no_reason_where_nothing_is_above_the_ideal() -> None:

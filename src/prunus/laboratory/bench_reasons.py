@@ -79,6 +79,8 @@ def reasons(reference: Timed, small: Timed, runtime: str) -> list[dict[str, Any]
 
 
 def _of(ms: float, above: float) -> str:
+    if ms > above:
+        return f" (costs {ms:.3g} ms; other parts are better than the ideal, so that {above:.3g} ms above it are left)"
     return f" ({ms:.3g} of the {above:.3g} ms above the ideal)"
 
 
