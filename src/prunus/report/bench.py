@@ -107,7 +107,7 @@ def _lead(result: Result) -> str:
 
 
 def _table(result: Result) -> str:
-    head = ["network", "median", "p90", "p99", "images/s", "memory", "speed-up", "ideal", "of it", ""]
+    head = ["network", "median", "p90", "p99", "images/s", "memory", "speed-up", "ideal", "of it", "verdict"]
     rows: list[list[str]] = []
     for row in result["cases"]:
         for name, found in row["networks"].items():

@@ -191,7 +191,7 @@ def _lead(result: Result) -> str:
 
 
 def _table(rows: Sequence[Result]) -> str:
-    head = ["run", "by", "seed", "accuracy", "change", "MACs left", "parameters left", "latency", "time", ""]
+    head = ["run", "by", "seed", "accuracy", "change", "MACs left", "parameters left", "latency", "time", "verdict"]
     listed = [
         [
             escape(row["run"]),

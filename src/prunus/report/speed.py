@@ -26,7 +26,7 @@ def _measured(found: Mapping[str, Any]) -> str:
         [_settings(row), _rate(row["images_per_second"]), tag("used", "plain") if _settings(row) == _settings(found) else ""]
         for row in found.get("measured") or ()
     ]
-    return table("Measured beforehand, to choose the settings", ["setting", "images/s", ""], rows, (1,)) if rows else ""
+    return table("Measured beforehand, to choose the settings", ["setting", "images/s", "use"], rows, (1,)) if rows else ""
 
 
 def _settings(found: Mapping[str, Any]) -> str:
