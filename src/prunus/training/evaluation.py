@@ -50,8 +50,7 @@ def evaluate(
     refuse_wrapped(model)
     accelerator = start_accelerator()
     objective = Objective(loss_fn, metric, forward_fn)
-    told = worker_failures(description)  # outside of another: PyTorch's word may come just while that one is being left
-    with told, worker_failures(description), restored_generators(), placed(model, accelerator.device):
+    with worker_failures(description), restored_generators(), placed(model, accelerator.device):
         return run_evaluation(accelerator, model, loader, objective, description, show=True)
 
 

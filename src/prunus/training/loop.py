@@ -111,8 +111,7 @@ def train(
         return TrainingLog((), seed, note=f"{description}: epochs = 0, nothing was trained")
     if checkpoint is not None:
         checkpoint = usable_path(checkpoint)
-    # Twice, for PyTorch's word on a dead process may come just while the inner one is being left.
-    with worker_failures(description), worker_failures(description), restored_generators():
+    with worker_failures(description), restored_generators():
         run = _Run(model, loader, settings, seed, objective, method, mixed_precision, checkpoint_steps, accumulation_steps)
         frozen = frozen_batch_norm(model, settings.freeze_batch_norm)
         with placed(model, run.accelerator.device, channels_last), frozen, run.gradients:

@@ -17,9 +17,15 @@ def worker_failures(what: str) -> Generator[None]:
     """`TrainingError` where PyTorch says that a process of its loader died, ran out of memory, or took too long for a batch.
 
     It says so with the plain errors that anything may raise, and, of a death, at any moment, not only where a batch is fetched:
-    also while other contexts are being left, so this one belongs outside them. A process that dies while a batch is on its way
-    breaks the connection first; that error says nothing of a process.
+    also while other contexts are being left, so this one belongs outside them; and while the guard itself is, so there are two.
     """
+    with _told(what), _told(what):
+        yield
+
+
+@contextmanager
+def _told(what: str) -> Generator[None]:
+    """The guard. A process that dies while a batch is on its way breaks the connection first; that error says nothing of it."""
     try:
         try:
             yield
