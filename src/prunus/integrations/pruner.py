@@ -20,7 +20,7 @@ from prunus.graph import trace
 from prunus.graph.trace import Keep
 from prunus.importance.criteria import resolve_criterion
 from prunus.integrations.in_place import remove_in_place
-from prunus.pipeline.pace import absolute
+from prunus.pipeline.pace import absolute, carried
 from prunus.pipeline.prune import prune
 from prunus.surgery import SurgeryRecord, save
 from prunus.types import Allocator, Cost, Criterion, ExampleInputs, ForwardFn, LossFn, VerificationReport, map_tensors
@@ -142,7 +142,7 @@ class TrainingPruner:
         data = list(islice(data, self.batches)) if needs_data and data is not None else None
         asked = self._budgets[self.rounds]
         if asked.file_size is not None and self.record is not None:  # the file holds the record of the earlier rounds, too
-            asked = replace(asked, file_size=int(asked.file_size) - len(json.dumps(self.record.to_json())))
+            asked = replace(asked, file_size=int(asked.file_size) - carried(self.record, self.rounds + 1))
         self.rounds += 1
         try:
             result = prune(

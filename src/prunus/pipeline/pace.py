@@ -1,11 +1,13 @@
-"""How much of the way to its budget every round of iterative pruning goes."""
+"""How much of the way to its budget every round of iterative pruning goes, and what earlier ones already take of it."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 
 from prunus.allocation.widths import EXACTLY, fits, floor_of
 from prunus.budgets import Amount, Budget
+from prunus.surgery import SurgeryRecord
 from prunus.types import ChannelGraph
 
 
@@ -36,3 +38,8 @@ def _floors(budget: Budget, full: ChannelGraph) -> dict[str, float | int]:
     may_go = full.emptiable if budget.min_channels == 0 else frozenset[str]()
     held = {group.name for group in full.prunable if any(fits(glob, group) for glob in budget.limits)}
     return {f"{EXACTLY}{g.name}": floor_of(g, budget) for g in full.prunable if g.name not in may_go or g.name in held}
+
+
+def carried(record: SurgeryRecord, number: int) -> int:
+    """Bytes of the record of the rounds before round ``number``, which the file holds as well."""
+    return len(json.dumps(record.to_json())) if number > 1 else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,7 +13,6 @@ from prunus.budgets import Budget
 from prunus.config import PruneConfig
 from prunus.importance import kept
 from prunus.pipeline.pace import absolute
-from prunus.surgery import SurgeryRecord
 from prunus.types import Allocator, ChannelGraph, Cost, PruningPlan, Scores
 
 
@@ -45,11 +43,6 @@ def meets(settings: PruneConfig, full: ChannelGraph, cost: Cost, channels: int, 
     """Whether a network that costs so much and has so many prunable channels left needs no further round."""
     final, costs = absolute(settings.to_budget(), full, carried=carried), {**asdict(cost), "channels": channels}
     return all(costs[target] <= final.limit(target, 0) for target in final.targets if target != "latency")
-
-
-def carried(record: SurgeryRecord, number: int) -> int:
-    """Bytes of the record of the rounds before round ``number``, which the file holds as well."""
-    return len(json.dumps(record.to_json())) if number > 1 else 0
 
 
 @dataclass(frozen=True)

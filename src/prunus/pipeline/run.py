@@ -28,11 +28,12 @@ from prunus.pipeline.judge import Judge
 from prunus.pipeline.ladder import TITLES, Fall, Ladder, judged_title
 from prunus.pipeline.layers import layer_rows
 from prunus.pipeline.networks import Networks
+from prunus.pipeline.pace import carried
 from prunus.pipeline.preferences import PAGE, write_preferences
 from prunus.pipeline.prune import PruneResult, prune
 from prunus.pipeline.result import assemble, stage_title
 from prunus.pipeline.result_hash import result_hash
-from prunus.pipeline.rounds import carried, meets, plan_round, recalled, remembered, removed_channels, tries_plans
+from prunus.pipeline.rounds import meets, plan_round, recalled, remembered, removed_channels, tries_plans
 from prunus.pipeline.score_rows import score_rows
 from prunus.pipeline.shared_timer import SharedTimer
 from prunus.pipeline.sparsity import Decided, check_method, recalled_plan, train_sparse

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prunus.report.wording import MISSING, count, escape, folded, is_number, milliseconds, percent, ratio, short, table
+from prunus.report.wording import MISSING, count, escape, folded, milliseconds, percent, ratio, short, table
 
 Result = Mapping[str, Any]
 Link = tuple[int, int, list[int]]
@@ -64,7 +64,7 @@ def _row(row: Result, groups: Mapping[str, Result], line: int, scale: int, slowe
     widths = f"{count(left)} of {count(before['writes'])}"
     told = [f"{name}: {escape(row['kind'])}", f"{widths} channels" if after else "removed as a whole"]
     told += [f"frozen: {escape(reason)}"] if reason else []
-    times = f"{_ms(before['ms'])} → {_ms(after['ms']) if after else 'gone'}"
+    times = f"{milliseconds(before['ms'])} → {milliseconds(after['ms']) if after else 'gone'}"
     return (
         f'<span class="name" style="grid-area:{line}/1" title="{told[0]}"><bdi>{name}</bdi></span>'
         f'<span class="bar" style="grid-area:{line}/2" title="{"; ".join(told)}">'
@@ -135,7 +135,3 @@ def _channels(figures: Result | None) -> str:
 def _pair(row: Result, key: str, written: Any) -> list[str]:
     before, after = row["before"][key], (row["after"] or {key: 0})[key]
     return [written(before), written(after) if row["after"] else MISSING, percent(ratio(after, before))]
-
-
-def _ms(value: Any) -> str:
-    return milliseconds(value) if is_number(value) else MISSING
