@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from prunus.pipeline.images import load_images
 from prunus.pipeline.ladder import Fall, Ladder
 from prunus.pipeline.networks import Networks
 from prunus.pipeline.sparsity import Decided, recalled_plan, train_sparse
-from prunus.pipeline.trainer import Trainer
+from prunus.pipeline.trainer import Compute, Trainer
 from prunus.pipeline.transfer import train_head
 from prunus.recipe_text import read_toml
 from prunus.surgery import SurgeryRecord, load, save
@@ -84,14 +85,15 @@ class Part:
         self.data = load_images(recipe, at_least=2)
         self.examples = torch.stack([self.data.test[i][0] for i in range(2)])
         self.networks = Networks(recipe, self.data, self.examples)
-        torch.set_num_threads(1)
 
     def trainer(self, recipe: Recipe) -> Trainer:
         """Checkpoints of an earlier try are no part of this one."""
         place = self.folder / "checkpoints" / self.name
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        return Trainer(recipe, self.data, place, resume=False)
+        trainer = Trainer(recipe, self.data, place, resume=False)
+        trainer.use(Compute(threads=1, channels_last=recipe.compute.channels_last is True))
+        return trainer
 
     def base(self) -> nn.Module:
         """The trained network of this seed: from its file, or trained and kept."""
@@ -108,11 +110,11 @@ class Part:
     def made(self) -> dict[str, Any]:
         """Figures of the part; its network is kept beside them."""
         full = self.base()
-        macs = prunus.trace(full, self.examples).cost().macs
+        macs, base = prunus.trace(full, self.examples).cost().macs, digest(full)
         begin = time.perf_counter()
         small, record, epochs = self._small(full, macs)
         pruning = time.perf_counter() - begin
-        before = None if self.row.by == "control" else self.trainer(self.recipe).evaluate(small, self.name)["accuracy"]
+        before = None if self.row.way.startswith("scratch") else self.trainer(self.recipe).evaluate(small, self.name)["accuracy"]
         settings = self._recovery(epochs)
         trainer = self.trainer(self.recipe.model_copy(update={"recover": settings}))
         fall = Fall(lambda: full, lambda: full, SurgeryRecord.nothing_removed(full), lambda model: trace(model, self.examples))
@@ -132,6 +134,7 @@ class Part:
             "macs_kept": cost.macs / macs,
             "parameters": cost.parameters,
             "epochs": epochs,
+            "base": base,
             "seconds": {"pruning": pruning, "recovery": seconds},
         }
 
@@ -168,8 +171,9 @@ class Part:
         result = prunus.prune(full, self.examples, self._budget(), self.row.way, data, **given)
         return result.model, result.record
 
-    def _sparse_recipe(self, epochs: int, method: str) -> Recipe:
-        sparsity = SparsityConfig(method=method, preset="short", epochs=epochs, lr=self.table.sparse_lr, warmup_epochs=0.2)
+    def _sparse_recipe(self, epochs: int, method: str, **more: float) -> Recipe:
+        given = {"epochs": epochs, "lr": self.table.sparse_lr, "warmup_epochs": 0.2, **more}
+        sparsity = SparsityConfig.model_validate({"method": method, "preset": "short", **given})
         return self.recipe.model_copy(update={"sparsity": sparsity})
 
     def _sparsely(self, full: nn.Module, epochs: int) -> tuple[nn.Module, SurgeryRecord]:
@@ -189,7 +193,7 @@ class Part:
         target, limits = macs // self.ratio, self.recipe.prune
         model = full
         if epochs:
-            recipe = self._sparse_recipe(epochs, "slimming")  # its optimizer and schedule; the method is the peer's
+            recipe = self._sparse_recipe(epochs, "slimming", weight_decay=0.0)  # its schedule; the method is the peer's
             model = load(self.folder / f"base-{recipe.seed}.prunus", self.networks.build(weights=False))
             method = PeerTraining(self.row.way, self.table.ignored)
             task = SparsityTask(self._budget(), self.examples, recipe.seed)
@@ -214,6 +218,14 @@ class Part:
         if self.row.way == "scratch-b":  # as much computation as the full network would take for as many epochs
             epochs = round(epochs * macs / prunus.trace(small.eval(), self.examples).cost().macs)
         return small, SurgeryRecord.nothing_removed(small), epochs
+
+
+def digest(model: nn.Module) -> str:
+    """Twelve digits that tell trained networks apart: parts of a seed made on different days should stand on the same one."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(name.encode() + value.contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def shaped(model: nn.Module, file: Path) -> nn.Module:

@@ -45,6 +45,7 @@ class HeadToHead:
     """One table in one folder."""
 
     def __init__(self, chosen: argparse.Namespace) -> None:
+        self.chosen = chosen
         tables, rows = read_tables(HERE / "head_to_head.toml")
         self.table = tables[chosen.table]
         self.rows = {name: rows[name] for name in self.table.rows}
@@ -67,6 +68,11 @@ class HeadToHead:
             if row.way != "longer" or ratio == self.table.ratios[0]
         ]
         return sorted(found, key=lambda part: (part[0].by == "control", part[0].name != self.table.scratch_of))
+
+    def _wanted(self, row: Row, ratio: int, seed: int) -> bool:
+        """Whether this call should make the part; the table shows all that there are."""
+        given = {"rows": row.name, "ratios": str(ratio), "seeds": str(seed)}
+        return all(value in getattr(self.chosen, name).split(",") for name, value in given.items() if getattr(self.chosen, name))
 
     def file(self, row: Row, ratio: int, seed: int) -> Path:
         """Where the part is kept."""
@@ -115,7 +121,7 @@ class HeadToHead:
             recipe = self.table.recipe_of(seed, self.places, self.more)
             if not (self.folder / f"base-{seed}.prunus").exists():
                 Part(self.table, next(iter(self.rows.values())), self.table.ratios[0], recipe, self.folder).base()
-        waiting = [part for part in self.parts() if self.kept(*part) is None]
+        waiting = [part for part in self.parts() if self._wanted(*part) and self.kept(*part) is None]
         copied = self.rows[self.table.scratch_of]  # its networks are what scratch controls train anew: figures alone don't do
         for _, ratio, seed in [part for part in waiting if part[0].way.startswith("scratch")]:
             if (copied, ratio, seed) not in waiting and not self.file(copied, ratio, seed).with_suffix(".safetensors").exists():
@@ -198,6 +204,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="parts at the same time, each with one thread")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where training and judging run (default: Accelerate's choice)")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where parts and networks are kept")
+    for name in ("rows", "ratios", "seeds"):
+        parser.add_argument(f"--{name}", help=f"make only these {name} now, separated by commas; the table shows all there are")
     parser.add_argument("--part", nargs=3, metavar=("ROW", "RATIO", "SEED"), help="one part")
     parser.add_argument("--measure", action="store_true", help="only latencies of finished rows, on a quiet machine")
     parser.add_argument("--pilot", help="ROW,ROW: 1,000 training images, 1 + 2 epochs, first ratio and seed; nothing is stored")
