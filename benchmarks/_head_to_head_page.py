@@ -37,7 +37,17 @@ def summary(row: Row, ratio: int, parts: Mapping[str, Mapping[str, Any]]) -> dic
         found[name] = spread(values) if values else None
     found["seconds"] = {what: spread([part["seconds"][what] for part in own]) for what in ("pruning", "recovery")}
     found["equal_macs"] = row.by == "control" or all(abs(part["macs_kept"] * ratio - 1) <= 0.0101 for part in own)
+    found["bases"] = {str(part["seed"]): part["base"] for part in own}
     return found
+
+
+def mixed_bases(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Seeds whose parts stand on different trained networks: made on machines whose arithmetic differs in the last digits."""
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        for seed, base in row["bases"].items():
+            seen.setdefault(seed, set()).add(base)
+    return sorted(seed for seed, bases in seen.items() if len(bases) > 1)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -95,8 +105,14 @@ def page(tree: Mapping[str, Any]) -> str:
         f"mean ± standard deviation over the seeds, last epoch, {tree['epochs']} epochs of recovery for every row. Best rows "
         "of each side are chosen by validation images and compared on the test images."
     )
+    longer = next((row for row in tree["rows"] if row["way"] == "longer" and row["before"]), None)
+    notes = [] if longer is None else [f"Unpruned, before any recovery: {_percent(longer['before'])} %."]
+    if mixed := mixed_bases(tree["rows"]):
+        notes.append(
+            f"Rows of seed {', '.join(mixed)} don't all stand on the same trained network: it was trained again on another day."
+        )
     lines = [
-        about,
+        " ".join([about, *notes]),
         "",
         *markdown(head, cells),
         "",

@@ -69,7 +69,7 @@ class HeadToHead:
         ]
         return sorted(found, key=lambda part: (part[0].by == "control", part[0].name != self.table.scratch_of))
 
-    def _wanted(self, row: Row, ratio: int, seed: int) -> bool:
+    def wanted(self, row: Row, ratio: int, seed: int) -> bool:
         """Whether this call should make the part; the table shows all that there are."""
         given = {"rows": row.name, "ratios": str(ratio), "seeds": str(seed)}
         return all(value in getattr(self.chosen, name).split(",") for name, value in given.items() if getattr(self.chosen, name))
@@ -121,7 +121,7 @@ class HeadToHead:
             recipe = self.table.recipe_of(seed, self.places, self.more)
             if not (self.folder / f"base-{seed}.prunus").exists():
                 Part(self.table, next(iter(self.rows.values())), self.table.ratios[0], recipe, self.folder).base()
-        waiting = [part for part in self.parts() if self._wanted(*part) and self.kept(*part) is None]
+        waiting = [part for part in self.parts() if self.wanted(*part) and self.kept(*part) is None]
         copied = self.rows[self.table.scratch_of]  # its networks are what scratch controls train anew: figures alone don't do
         for _, ratio, seed in [part for part in waiting if part[0].way.startswith("scratch")]:
             if (copied, ratio, seed) not in waiting and not self.file(copied, ratio, seed).with_suffix(".safetensors").exists():

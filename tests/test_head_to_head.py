@@ -20,7 +20,7 @@ import prunus
 from prunus.sparsity import SPARSITY_METHODS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("_head_to_head", "_head_to_head_page", "_curves", "_peer_pruning", "_criteria")
+MODULES = ("head_to_head", "_head_to_head", "_head_to_head_page", "_curves", "_peer_pruning", "_criteria")
 
 
 @pytest.fixture(autouse=True)
@@ -141,10 +141,37 @@ def test_a_part_says_whether_its_cost_is_that_of_the_others() -> None:
     page = module("_head_to_head_page")
     row = module("_head_to_head").Row("peer", "torch-pruning", "l1")
     figures = {"before": 0.1, "after": 0.5, "validation": 0.5, "macs": 50, "parameters": 5}
-    part = {"row": "peer", "ratio": 2, "seed": 0, **figures, "seconds": {"pruning": 1.0, "recovery": 2.0}}
+    part = {"row": "peer", "ratio": 2, "seed": 0, "base": "a", **figures, "seconds": {"pruning": 1.0, "recovery": 2.0}}
     assert page.summary(row, 2, {"a": {**part, "macs_kept": 0.504}})["equal_macs"]
     assert not page.summary(row, 2, {"a": {**part, "macs_kept": 0.504}, "b": {**part, "macs_kept": 0.51}})["equal_macs"]
     assert page.summary(row, 4, {"a": {**part, "macs_kept": 0.504}}) is None
+
+
+def test_rows_on_different_trained_networks_are_named() -> None:
+    mixed = module("_head_to_head_page").mixed_bases
+    assert mixed([{"bases": {"0": "a", "1": "b"}}, {"bases": {"0": "a", "1": "c"}}]) == ["1"]
+    assert mixed([{"bases": {"0": "a", "1": "b"}}, {"bases": {"0": "a"}}]) == []
+
+
+def test_a_digest_tells_networks_apart() -> None:
+    digest = module("_head_to_head").digest
+    model = small_net()
+    before = digest(model)
+    assert digest(small_net().requires_grad_(False)) != before, "other random weights"
+    with torch.no_grad():
+        again = digest(model)
+        model[3].bias[0] += 1e-6
+    assert (again, digest(model) == before) == (before, False)
+
+
+def test_a_call_may_make_some_parts_only(tmp_path: Path) -> None:
+    from argparse import Namespace
+
+    asked = {"rows": "taylor,random", "ratios": "4", "seeds": None}
+    chosen = Namespace(table="digits", data=[], pilot=None, folder=tmp_path, **asked)
+    work = module("head_to_head").HeadToHead(chosen)
+    made = [(row.name, ratio, seed) for row, ratio, seed in work.parts() if work.wanted(row, ratio, seed)]
+    assert made == [(row, 4, seed) for row in ("taylor", "random") for seed in (0, 1, 2)]
 
 
 def test_curves_are_a_picture() -> None:
