@@ -57,13 +57,16 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def compare(rows: Sequence[Mapping[str, Any]], ratio: int) -> dict[str, Any] | None:
-    """The best row of each side by validation accuracy, on the test images: difference seed by seed, 95 % interval."""
+    """The best row of each side by validation accuracy, on the test images: difference seed by seed, 95 % interval.
+
+    Where some rows of a side were only looked at with fewer seeds, the choice is among those with the most.
+    """
     best: dict[str, Mapping[str, Any]] = {}
     for name in ("prunus", "torch-pruning"):
         own = [row for row in rows if row["ratio"] == ratio and side(row) == name]
         if not own:
             return None
-        best[name] = max(own, key=lambda row: row["validation"]["mean"])
+        best[name] = max(own, key=lambda row: (len(row["seeds"]), row["validation"]["mean"]))
     ours, theirs = (dict(zip(row["seeds"], row["after"]["values"], strict=True)) for row in best.values())
     shared = sorted(ours.keys() & theirs.keys())
     if not shared:
@@ -103,7 +106,7 @@ def page(tree: Mapping[str, Any]) -> str:
     about = (
         f"Made by `{tree['command']}` on {tree['environment']['cpu']}, torch {tree['environment']['torch']}, {tree['peer']}; "
         f"mean ± standard deviation over the seeds, last epoch, {tree['epochs']} epochs of recovery for every row. Best rows "
-        "of each side are chosen by validation images and compared on the test images."
+        "of each side are chosen by validation images, among those with the most seeds, and compared on the test images."
     )
     longer = next((row for row in tree["rows"] if row["way"] == "longer" and row["before"]), None)
     notes = [] if longer is None else [f"Unpruned, before any recovery: {_percent(longer['before'])} %."]

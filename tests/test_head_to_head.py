@@ -118,6 +118,7 @@ def test_the_best_of_each_side_is_chosen_by_validation_and_compared_on_the_test_
         row_of("lucky", "prunus", 0.7, [0.99, 0.99, 0.99]),
         row_of("chosen", "prunus", 0.9, ours),
         row_of("peer", "torch-pruning", 0.8, theirs),
+        row_of("glance", "prunus", 0.99, [0.99], seeds=(0,)),  # one seed: a look, no more
         {**row_of("chance", "prunus", 1.0, [1.0, 1.0, 1.0]), "way": "random"},  # a control, whoever does it
     ]
     found = module("_head_to_head_page").compare(rows, 2)
