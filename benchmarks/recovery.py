@@ -8,8 +8,9 @@ Compared, for every network, share of the MACs kept and criterion: removal alone
 mean activations, least-squares reconstruction and batch-norm recalibration, none of which trains; beside them recalibration right
 after removal. With --train, from the recalibrated network: plain fine-tuning and distillation, equal epochs in the same order.
 ResNet-20 was adapted to the JPEGs for three epochs, once: seeds vary what comes after that (images measured on, points drawn,
-order of training). 10,000 training images; accuracies on 5,000 test images, the same for every row. CIFAR-10 (JPEG) is never
-comparable with CIFAR-10. The command goes on where it was stopped; parts are kept in benchmarks/results/recovery.json.
+order of training). 10,000 training images; accuracies on 5,000 test images, the same for every row; training in bfloat16 mixed
+precision, everything else in float32. CIFAR-10 (JPEG) is never comparable with CIFAR-10. The command goes on where it was
+stopped; parts are kept in benchmarks/results/recovery.json.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from prunus.pipeline.images import load_images
 from prunus.pipeline.ladder import Fall, Ladder
 from prunus.pipeline.networks import Networks
 from prunus.pipeline.result import environment
-from prunus.pipeline.trainer import Trainer
+from prunus.pipeline.trainer import Compute, Trainer
 from prunus.pipeline.transfer import train_head
 from prunus.sources import make_loader
 from prunus.surgery import SurgeryRecord, load, save
@@ -84,7 +85,7 @@ class Bench:
 
     def __init__(self, subject: Subject, overrides: list[str], folder: Path) -> None:
         self.subject, self.folder = subject, folder
-        tree: list[str] = [*subject.overrides, *overrides, "compute.threads=1"]
+        tree: list[str] = [*subject.overrides, *overrides, "compute.threads=1", "compute.mixed_precision=bf16"]
         recipe = load_recipe(RECIPES / f"{subject.recipe}.toml", tree)
         if subject.name == "vgg":
             recipe = recipe.model_copy(
@@ -114,7 +115,9 @@ class Bench:
         return load(file, self.networks.build(weights=False))
 
     def trainer(self, recipe: Recipe) -> Trainer:
-        return Trainer(recipe, self.data, self.folder / "checkpoints", resume=True)
+        trainer = Trainer(recipe, self.data, self.folder / "checkpoints", resume=True)
+        trainer.use(Compute(threads=1, channels_last=True))
+        return trainer
 
     def accuracy(self, model: nn.Module) -> float:
         return evaluate(model, make_loader(self.test, batch_size=500, shuffle=False)).accuracy
@@ -215,7 +218,8 @@ def write(parts: Mapping[str, Any]) -> None:
         f"Accuracy after every rung of recovery (`{tree['command']}`), on {tree['environment']['cpu']}, one thread, other work "
         f"beside it: seconds are an upper bound. Unpruned: {fulls}.",
         "Compensation, reconstruction and recalibration stand on one another and train nothing; fine-tuning and distillation "
-        f"both start behind them, {EPOCHS} epochs each. *Of the loss*: share of the accuracy lost by removal that is back.",
+        f"both start behind them, {EPOCHS} epochs each, in bfloat16 mixed precision. *Of the loss*: share of the accuracy lost "
+        "by removal that is back.",
     ]
     write_atomically(RESULTS.with_suffix(".md"), ("\n\n".join(about) + "\n\n" + "\n".join(lines) + "\n").encode())
 

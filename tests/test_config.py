@@ -80,6 +80,21 @@ def test_only_the_model_is_needed() -> None:
     assert run.prune.to_budget().macs == 0.5
 
 
+def test_a_recipe_without_rungs_climbs_what_measured_best() -> None:
+    def rungs(**sections: Any) -> tuple[tuple[str, ...], float]:
+        recover = parse_recipe({"model": {"source": "cifar:resnet20"}, **sections}).recover
+        return recover.rungs, recover.distill
+
+    ladder = ("recalibrate", "reconstruct", "distill")
+    assert rungs() == rungs(recover={"epochs": 3}) == rungs(recover={"preset": "quick"}) == (ladder, 0.9)
+    assert rungs(recover={"distill": 0.5}) == (ladder, 0.5)
+    assert rungs(recover={"distill": 0.0}) == (("recalibrate", "reconstruct", "fine-tune"), 0.0)
+    plain = ("recalibrate", "fine-tune")
+    assert rungs(functions={"loss": "own.py:loss"}) == (plain, 0.0), "a teacher's answers are classes"
+    assert rungs(sparsity={"method": "resrep"}) == (plain, 0.0), "what is cut is nearly silent by then"
+    assert rungs(recover={"rungs": ["compensate"]}) == (("compensate",), 0.0)
+
+
 def test_round_trip(recipe: Path) -> None:
     run = load_recipe(recipe)
     assert parse_recipe(json.loads(json.dumps(run.model_dump()))) == run

@@ -160,6 +160,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 cosine, and weight decay on weights only."""
 
 
+LADDER = ("recalibrate", "reconstruct", "distill")
+"""The rungs of a recipe that names none."""
 DISTILLATION: dict[str, Any] = {"distill": 0.9, "temperature": 4.0, "distill_features": 0.1}
 """What the rung ``distill`` compares, where nothing else is said."""
 
@@ -293,6 +295,21 @@ class Recipe(Section):
     functions: FunctionsConfig = FunctionsConfig()  # pyright: ignore[reportCallIssue]
     compute: ComputeConfig = ComputeConfig()  # pyright: ignore[reportCallIssue]
     export: ExportConfig = ExportConfig()  # pyright: ignore[reportCallIssue]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_rungs(cls, given: Any) -> Any:
+        """The ladder that measured best (docs/adr/0028), where no rungs are named and it can be had: a teacher's answers are
+        compared as classes, and behind a sparsity method there is little to reconstruct."""
+        if not isinstance(given, dict):
+            return given
+        tree = cast("dict[str, Any]", given)
+        recover, functions = tree.get("recover", {}), tree.get("functions", {})
+        plain = tree.get("sparsity") is not None or not (isinstance(recover, dict) and isinstance(functions, dict))
+        if plain or "rungs" in recover or functions.get("loss") is not None:
+            return tree
+        untaught = recover.get("distill") == 0 and not recover.get("distill_features")
+        return {**tree, "recover": {**recover, "rungs": [*LADDER[:-1], "fine-tune"] if untaught else LADDER}}
 
     @model_validator(mode="after")
     def _check_sparsity(self) -> Recipe:

@@ -38,9 +38,9 @@ class PruneConfig(Section):
     runtime: Literal["eager", "compile", "onnxruntime", "openvino"] = Field("eager", description="what latency is measured on")
     timing: TimingConfig = Field(default=TimingConfig(), description="how it is measured")  # pyright: ignore[reportCallIssue]
     allocator: str = Field(
-        "global",
+        "auto",
         description="uniform, global, global_per_cost, knapsack, per_layer, thresholds, mean_minus_deviations, sensitivity, "
-        "netadapt or search; for a budget on latency knapsack, where none is named",
+        "netadapt or search; auto: what measured best for such scores",
     )
     allocator_options: dict[str, Any] = Field(
         default_factory=dict, description='options of the allocator, e.g. { ratios = { "layer1.*" = 1.0, "layer4.*" = 2.0 } }'

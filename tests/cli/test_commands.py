@@ -121,7 +121,7 @@ def test_prune_with_limits_and_options_of_the_allocator(nets: Path) -> None:
         (("--limit", "9=0.5"), "unknown group or layer in limits '9'"),
         (("--limit", "0=most"), "can't read limit '0=most'"),
         (("--allocator-option", "ratios"), "can't read the option 'ratios': write NAME=VALUE"),
-        (("--allocator-option", "shares=3"), "unknown option of allocator global 'shares'"),
+        (("--allocator-option", "shares=3"), "unknown option of allocator auto 'shares': it takes none"),
     ):
         result = call(*args, "--budget", "macs=0.5", *bad)
         assert result.exit_code == 2 and text in result.stderr

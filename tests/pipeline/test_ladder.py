@@ -212,4 +212,5 @@ def test_one_switch_turns_distillation_on() -> None:
     recover = parse_recipe(tree).recover
     assert (recover.distill, recover.temperature, recover.distill_features) == (0.9, 4.0, 0.1)
     assert Recipe.model_validate(parse_recipe(tree).model_dump(mode="json")) == parse_recipe(tree)
-    assert parse_recipe({"model": {"source": "cifar:resnet20"}}).recover.distill == 0
+    plain = {"rungs": ["recalibrate", "fine-tune"]}
+    assert parse_recipe({"model": {"source": "cifar:resnet20"}, "recover": plain}).recover.distill == 0

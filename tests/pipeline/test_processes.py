@@ -41,6 +41,7 @@ criterion = "taylor"
 batches = 3
 tolerance = 0.05
 [recover]
+rungs = ["recalibrate", "fine-tune"]
 epochs = 1
 warmup_epochs = 0.2
 freeze_batch_norm = true

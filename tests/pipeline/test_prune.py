@@ -77,6 +77,16 @@ def test_the_five_calls_give_the_same() -> None:
         assert torch.equal(tensor, result.model.state_dict()[name])
 
 
+def test_with_data_and_nothing_else_said_taylor_decides() -> None:
+    model, data = build("Residual"), batches(2)
+    result = prunus.prune(model, images(), HALF, data=data)
+    assert (result.scores.criterion, result.plan.provenance["allocator"]) == ("taylor", "global_per_cost")
+    named = prunus.prune(model, images(), HALF, "taylor", data, allocator="global_per_cost")
+    assert all(torch.equal(named.plan.keep[name], mask) for name, mask in result.plan.keep.items())
+    without = prunus.prune(model, images(), HALF)
+    assert (without.scores.criterion, without.plan.provenance["allocator"]) == ("l1", "uniform")
+
+
 def test_options_reach_the_parts() -> None:
     model, data = build("Plain"), batches(3)
     result = prunus.prune(model, images(), HALF, "taylor", data, batches=2, per_example=True, keep="one.*", seed=4)

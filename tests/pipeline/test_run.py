@@ -30,7 +30,7 @@ TREE: dict[str, Any] = {
     "data": {"source": "fake:3x12x12x4"},
     "train": {"epochs": 2, "lr": 0.05},
     "prune": {"budget": {"macs": 0.5}, "criterion": "taylor", "batches": 2},
-    "recover": {"epochs": 2, "lr": 0.02, "recalibrate_batches": 4},
+    "recover": {"rungs": ["recalibrate", "fine-tune"], "epochs": 2, "lr": 0.02, "recalibrate_batches": 4},
     "export": {"latency_runs": 3},
 }
 
@@ -56,6 +56,14 @@ def test_a_run_leaves_what_it_says(finished: tuple[Path, dict[str, Any], list[st
     ]
     page = (out / "report.html").read_text()
     assert "cifar:resnet8-projection" in page and "http://" not in page.split("<script")[0]
+
+
+def test_a_recipe_that_names_no_rungs_reconstructs_and_distills(tmp_path: Path) -> None:
+    recover = {name: value for name, value in TREE["recover"].items() if name != "rungs"}
+    result = run(parse_recipe({**TREE, "recover": {**recover, "epochs": 1}, "export": {"onnx": False}}), tmp_path / "out")
+    after = ["after pruning", "after recalibration", "after reconstruction", "after distillation"]
+    assert [row["stage"] for row in result["stages"]][-4:] == after
+    assert result["budget"][0]["met"]
 
 
 def test_layers_and_scores_are_those_of_the_networks(finished: tuple[Path, dict[str, Any], list[str]]) -> None:
@@ -171,7 +179,7 @@ def test_channels_per_round_go_until_the_budget_is_met(tmp_path: Path) -> None:
     tree = {
         **TREE,
         "prune": {"budget": {"macs": 0.5}, "criterion": "l1", "channels_per_round": 24},
-        "recover": {"steps": 3, "schedule": "constant", "final_epochs": 1, "recalibrate_batches": 0, "lr": 0.01},
+        "recover": {"rungs": ["fine-tune"], "steps": 3, "schedule": "constant", "final_epochs": 1, "lr": 0.01},
         "export": {"latency_runs": 3, "onnx": False},
     }
     result = run(parse_recipe(tree), tmp_path / "out")
@@ -195,7 +203,7 @@ TRANSFER = {
     "data": {"source": "fake:3x12x12x4"},
     "transfer": {"epochs": 3, "lr": 0.1},
     "prune": {"budget": {"macs": 0.6}, "criterion": "l1", "tolerance": 0.05},
-    "recover": {"epochs": 0, "recalibrate_batches": 0},
+    "recover": {"rungs": ["recalibrate", "fine-tune"], "epochs": 0, "recalibrate_batches": 0},
     "compute": {"threads": 1, "channels_last": "auto"},
     "export": {"latency_runs": 3, "onnx": False},
 }
@@ -338,6 +346,7 @@ epochs = 1
 [prune]
 criterion = "l1"
 [recover]
+rungs = ["recalibrate", "fine-tune"]
 epochs = {epochs}
 [export]
 onnx = false

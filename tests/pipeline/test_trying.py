@@ -25,7 +25,7 @@ TREE: dict[str, Any] = {
     "model": {"source": "cifar:resnet8-projection"},
     "data": {"source": "fake:3x8x8x4", "validation_fraction": 0.2},
     "train": {"epochs": 1, "lr": 0.05},
-    "recover": {"epochs": 0, "recalibrate_batches": 2},
+    "recover": {"rungs": ["recalibrate", "fine-tune"], "epochs": 0, "recalibrate_batches": 2},
     "export": {"latency_runs": 3, "onnx": False},
 }
 ALLOCATORS: dict[str, dict[str, Any]] = {
@@ -132,7 +132,8 @@ def test_prune_hands_the_judge_small_networks() -> None:
 def test_pruning_while_training_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Molchanov's schedule: 24 channels, then 2 batches, until the budget is met; stopped in the second round's batches."""
     asked = {"budget": {"macs": 0.6}, "criterion": "taylor", "batches": 1, "channels_per_round": 24, "momentum": 0.9}
-    recover = {"steps": 2, "schedule": "constant", "final_epochs": 1, "recalibrate_batches": 0, "lr": 0.01}
+    rungs = ["recalibrate", "fine-tune"]
+    recover = {"rungs": rungs, "steps": 2, "schedule": "constant", "final_epochs": 1, "recalibrate_batches": 0, "lr": 0.01}
     recipe = parse_recipe({**TREE, "prune": asked, "recover": recover})
     whole = run(recipe, tmp_path / "whole")
     rounds = whole["rounds"]

@@ -16,6 +16,8 @@ from prunus.errors import BudgetNotMet, UnknownName
 from prunus.types import Allocator, Budget, ChannelGraph, PruningPlan, Scores
 
 Evaluate = Callable[[PruningPlan], float]
+DEFAULT = "auto"
+"""The allocator where none is named."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,28 @@ class AllocatorRow:
     def with_options(self, options: Mapping[str, Any]) -> AllocatorRow:
         """The row with these options bound; `UnknownName` for one that it doesn't have."""
         for name in options:
+            if not self.options:
+                raise UnknownName(f"unknown option of allocator {self.name} {name!r}: it takes none")
             if name not in self.options:
                 raise UnknownName.among(f"option of allocator {self.name}", name, self.options)
         return replace(self, bound={**self.bound, **options})
 
 
+def suited(graph: ChannelGraph, scores: Scores, budget: Budget) -> PruningPlan:
+    """What measured best for such scores: ``global_per_cost`` where groups compare, else ``uniform``; for latency ``knapsack``.
+
+    Scores of one scale say which group can spare channels; others, even divided by their group's mean, say so worse than no
+    answer at all (docs/adr/0028). No order of single channels follows the steps of latency. The plan names what was taken.
+    """
+    if budget.latency is not None:
+        return knapsack(graph, scores, budget)
+    return (ranking.global_per_cost if scores.comparable else ranking.uniform)(graph, scores, budget)
+
+
 ALLOCATORS: dict[str, AllocatorRow] = {
     row.name: row
     for row in (
+        AllocatorRow(DEFAULT, suited),
         AllocatorRow("uniform", ranking.uniform),
         AllocatorRow("global", ranking.global_ranking),
         AllocatorRow("global_per_cost", ranking.global_per_cost),
@@ -101,7 +117,7 @@ def allocate(
     graph: ChannelGraph,
     scores: Scores,
     budget: Budget,
-    allocator: str | Allocator | None = None,
+    allocator: str | Allocator = DEFAULT,
     *,
     evaluate: Evaluate | None = None,
     measure: Evaluate | None = None,
@@ -111,7 +127,7 @@ def allocate(
 
     Args:
         allocator: a name from `ALLOCATORS`, with its ``options``, e.g. ``"per_layer", ratios={"layer1.*": 1, "layer4.*": 2}``; or
-            your own `Allocator`; None: `default_allocator`.
+            your own `Allocator`.
 
     Raises:
         UnknownName: no such allocator or option.
@@ -119,7 +135,7 @@ def allocate(
         BudgetNotMet: even the smallest allowed network costs more, or channels are too coarse to come close;
             ``plan`` is the nearest.
     """
-    chosen = resolve_allocator(allocator or default_allocator(budget), options)
+    chosen = resolve_allocator(allocator, options)
     while True:
         try:
             return chosen.allocate(graph, scores, budget, evaluate=evaluate, measure=measure)
@@ -128,8 +144,3 @@ def allocate(
             if model is None:
                 raise
             graph = replace(graph, cost_model=model)
-
-
-def default_allocator(budget: Budget) -> str:
-    """``knapsack`` where latency is a target, whose steps no order of single channels follows; else ``global``."""
-    return "global" if budget.latency is None else "knapsack"

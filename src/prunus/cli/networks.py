@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prunus import CRITERIA, Budget, ChannelGraph, load, prune, reach, save, time_network, trace
-from prunus.allocation import check_reach, default_allocator, resolve_allocator
+from prunus.allocation import DEFAULT, check_reach, resolve_allocator
 from prunus.budgets import Timing, parse_limits
 from prunus.cli.app import app, console
 from prunus.cli.given import (
@@ -39,7 +39,7 @@ from prunus.cli.given import (
 )
 from prunus.cli.tables import graph_json, graph_table, reach_table
 from prunus.errors import RecipeError
-from prunus.importance.criteria import resolve_criterion
+from prunus.importance.criteria import default_criterion, resolve_criterion
 from prunus.sources import make_loader
 from prunus.sparsity import SPARSITY_METHODS
 
@@ -87,10 +87,12 @@ def prune_command(
         ),
     ],
     out: Annotated[Path, typer.Option(help="file of the small network")] = Path("small.prunus"),
-    criterion: Annotated[str, typer.Option(help="a name from `prunus criteria`")] = "l1",
-    allocator: Annotated[
-        str | None, typer.Option(help="uniform, global, global_per_cost, knapsack, ... (default: global; for latency knapsack)")
+    criterion: Annotated[
+        str | None, typer.Option(help="a name from `prunus criteria` (default: taylor with --data, l1 without)")
     ] = None,
+    allocator: Annotated[
+        str, typer.Option(help="uniform, global, global_per_cost, knapsack, ...; auto: what measured best for such scores")
+    ] = DEFAULT,
     allocator_option: Annotated[
         list[str] | None,
         typer.Option(help="NAME=VALUE of the allocator, e.g. points=sensitivity/sensitivity.json; may be repeated"),
@@ -154,6 +156,7 @@ def prune_command(
         graph = time_network(network, graph, examples, wanted.runtime, timing) if wanted.measured else graph
         _show_reach(graph, wanted, as_json)
         return
+    criterion = criterion or default_criterion(data)
     needs_data = bool(resolve_criterion(criterion, {}).needs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -165,7 +168,7 @@ def prune_command(
             criterion,
             loader,
             None,
-            resolve_allocator(allocator or default_allocator(wanted), options) if options else allocator,
+            resolve_allocator(allocator, options) if options else allocator,
             keep or (),
             mixing=cast(Any, mixing),
             whole_groups=whole_groups,

@@ -108,6 +108,11 @@ CRITERIA: dict[str, CriterionRow] = {
 }
 
 
+def default_criterion(data: object | None) -> str:
+    """The criterion where none is named, by what there is: what measured best in benchmarks/head_to_head.py (docs/adr/0028)."""
+    return "l1" if data is None else "taylor"
+
+
 def resolve_criterion(criterion: str | Criterion, options: Mapping[str, Any]) -> CriterionRow | Criterion:
     """The criterion of this name and options, or a weighted sum such as ``"l1 + 0.5*taylor"``; an object is taken as it is.
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from prunus.allocation import DEFAULT
 from prunus.budgets import Budget
 from prunus.errors import EvidenceError, InvalidBudget, NothingPruned, PrunusWarning, TrainingError
 from prunus.graph import trace
@@ -70,7 +71,7 @@ class TrainingPruner:
         steps: Sequence[int] = (),
         epochs: Sequence[int] = (),
         criterion: str | Criterion = "l1",
-        allocator: str | Allocator | None = None,
+        allocator: str | Allocator = DEFAULT,
         keep: Keep = (),
         mixing: Any = "allow",
         whole_groups: bool = False,

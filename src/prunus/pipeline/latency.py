@@ -90,7 +90,7 @@ class LatencyPlanner:
         model: nn.Module,
         inputs: ExampleInputs,
         budget: Budget,
-        allocator: str | Allocator | None,
+        allocator: str | Allocator,
         timing: Timing,
         timer: Timer,
         *,

@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from prunus.allocation import allocate
+from prunus.allocation import DEFAULT, allocate
 from prunus.budgets import Timing, shown_amount
 from prunus.errors import NothingPruned
 from prunus.graph import trace
 from prunus.graph.trace import Keep
 from prunus.importance import score
+from prunus.importance.criteria import default_criterion
 from prunus.pipeline.latency import PlanFor, Planned
 from prunus.pipeline.removal import Compensate, removed, wants_data
 from prunus.pipeline.time_network import latency_planner
@@ -84,10 +85,10 @@ def prune(
     model: nn.Module,
     example_inputs: ExampleInputs,
     budget: Budget,
-    criterion: str | Criterion = "l1",
+    criterion: str | Criterion | None = None,
     data: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
-    allocator: str | Allocator | None = None,
+    allocator: str | Allocator = DEFAULT,
     keep: Keep = (),
     verify: bool = True,
     *,
@@ -124,7 +125,9 @@ def prune(
             the statistics that they find, it undoes part of the fit. ``ema`` keeps its statistics.
         evaluate: accuracy (higher = better) of a small network, which it may change; for allocators that try plans out
             (sensitivity, netadapt, search). What can't be shown exact is frozen before they start.
-        allocator: None is ``knapsack`` where latency is a target, else ``global``.
+        criterion: see `prunus.score`; None is what measured best (docs/adr/0028): ``taylor`` where there are ``data``, and ``l1``
+            where there are none.
+        allocator: ``auto`` takes what measured best for such scores, see `prunus.ALLOCATORS`.
         timing: how latency is measured, where the budget asks for it: plans are made, their networks timed in fresh processes
             beside the full one, and made again, until the measured latency is within 5 % of the target; ``plan.provenance`` and
             ``after`` say what was measured. ``timer`` measures instead of this machine.
@@ -139,6 +142,7 @@ def prune(
     if not graph.prunable:
         shown = "; ".join(f"`{g.name}`: {g.frozen_because}" for g in graph.frozen[:3])
         raise NothingPruned(f"all {len(graph.groups)} groups are frozen, so nothing can be pruned. {shown}")
+    criterion = criterion or default_criterion(data)
     scores = score(model, graph, criterion, data, loss_fn, forward_fn=forward_fn, batches=batches, seed=seed, **options)
 
     checks = Checks(model, example_inputs, forward_fn=forward_fn, train_inputs=train_inputs) if verify else None

@@ -21,7 +21,7 @@ def latency_planner(
     model: nn.Module,
     inputs: ExampleInputs,
     budget: Budget,
-    allocator: str | Allocator | None,
+    allocator: str | Allocator,
     timing: Timing,
     timer: Timer | None = None,
     forward_fn: ForwardFn | None = None,
