@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from prunus.allocation import DEFAULT
 from prunus.budgets import Timing
 from prunus.pipeline.latency import Judge, LatencyPlanner
 from prunus.pipeline.time_layers import Progress, quiet
@@ -68,6 +69,6 @@ def time_network(
     timing = timing or Timing()
     with torch.no_grad(), MachineTimer(example_inputs, runtime, timing) as timer:
         budget = Budget(latency=1.0, runtime=cast("Any", runtime))
-        planner = LatencyPlanner(model, example_inputs, budget, None, timing, timer, forward_fn=forward_fn)
+        planner = LatencyPlanner(model, example_inputs, budget, DEFAULT, timing, timer, forward_fn=forward_fn)
         planner.calibrate(graph)
         return planner.timed(graph)
