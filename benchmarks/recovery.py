@@ -69,7 +69,8 @@ SUBJECTS = (
         "cats_dogs",
         (
             f"model.source={HERE}/_vgg.py:vgg",
-            *("data.image_size=64", "data.batch_size=64", "data.augment=crop-flip", "train.epochs=30", "train.lr=0.05"),
+            *("data.image_size=64", "data.batch_size=64", "data.augment=crop-flip", "data.min_area=0.08"),
+            *("train.epochs=30", "train.lr=0.05"),
             *("train.freeze_batch_norm=false", "recover.optimizer=sgd", "recover.lr=0.01", "recover.weight_decay=0.0005"),
         ),
         (0.5,),

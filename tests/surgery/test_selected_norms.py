@@ -117,7 +117,7 @@ def test_pruned_by_a_criterion_and_proven(criterion: str, told: str) -> None:
     data = [(X, torch.tensor([0, 1, 2]))] * 2
     budget = prunus.Budget(macs=0.8, tolerance=0.2)
     with pytest.warns(PrunusWarning, match=told) if told else nullcontext():
-        result = prunus.prune(model, X, budget, criterion, data, _loss, compensate="mean")
+        result = prunus.prune(model, X, budget, criterion, data, _loss, "global", compensate="mean")
     assert result.verification is not None and result.verification.passed
     narrower = {name for name in STREAM_NORMS if name in result.plan.keep and not bool(result.plan.keep[name].all())}
     assert bool(narrower) == (criterion != "l1")  # no filters write these groups
