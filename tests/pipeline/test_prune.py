@@ -122,8 +122,8 @@ def test_the_result_prints_what_was_asked_and_got() -> None:
     assert lines[1] == f"channels: 80 -> {channels}, asked for <= 60"
     assert lines[2] == f"MACs 120,128 -> {after.macs:,} ({after.macs / 120_128:.1%} left)"
     assert lines[3] == f"parameters 14,458 -> {after.parameters:,} ({after.parameters / 14_458:.1%} left)"
-    assert re.fullmatch(r"removed == silenced: largest relative error \d\.\de-\d\d \(tolerance 1e-09\)", lines[4])
-    assert len(lines) == 5
+    assert re.fullmatch(r"removed == silenced: largest relative error \d\.\de-\d\d \(tolerance 1e-09\)", lines[5])
+    assert lines[4] == "ranked by l1, allocated by uniform" and len(lines) == 6
 
 
 def test_a_branch_behind_zeros_can_not_hide_an_error() -> None:

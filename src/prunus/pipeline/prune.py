@@ -70,6 +70,8 @@ class PruneResult:
             ("parameters", self.before.parameters, self.after.parameters),
         ):
             lines.append(f"{name} {before:,} -> {after:,} ({after / max(before, 1):.1%} left)")
+        if "allocator" in self.plan.provenance:  # one's own allocator may not say
+            lines.append(f"ranked by {self.scores.criterion}, allocated by {self.plan.provenance['allocator']}")
         if self.verification is not None:
             error, tolerance = self.verification.max_error, self.verification.tolerance
             lines.append(f"removed == silenced: largest relative error {error:.1e} (tolerance {tolerance:.0e})")
