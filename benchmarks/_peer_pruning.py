@@ -17,8 +17,6 @@ from prunus.sparsity.base import BaseMethod
 
 STEPS = 400
 """Its scripts go towards a ratio of 1 in so many steps, scores renewed before each, and stop where the cost is reached."""
-RENEWED = 20
-"""Taylor's gradients are taken anew every so many steps (its example: every sixth percent of the channels, here every fifth)."""
 REGULARISATION, GROWTH = 5e-4, 1e-4
 """Its scripts' defaults on CIFAR; they train without weight decay meanwhile."""
 IMPORTANCES: dict[str, Callable[[], Any]] = {
@@ -76,16 +74,18 @@ def pruned(
 ) -> nn.Module:
     """A copy of ``model`` with as near to ``target`` MACs as single steps of the pruner come; MACs by Prunus' count.
 
-    ``options``: ``global_pruning``, ``isomorphic``. Taylor's gradients are those of all batches together.
+    ``options``: ``global_pruning``, ``isomorphic``. Taylor's gradients are those of all batches together, of the network as it
+    was; they lose their channels with the weights. Taken anew every 20 steps, as in its example of criteria, they did worse:
+    a network without recovery in between soon knows nothing to differentiate (ResNet-20, a quarter: 60.0 for 64.2 %, one seed).
     """
     small = copy.deepcopy(model)
+    if way == "taylor":
+        _add_gradients(small, batches)
     pruner = pruner_of(small, example, way, ignored, pruning_ratio=1.0, iterative_steps=STEPS, round_to=round_to, **options)
     before, macs = small, prunus.trace(small, example).cost().macs
-    for step in range(STEPS):
+    for _ in range(STEPS):
         if macs <= target:
             break
-        if way == "taylor" and step % RENEWED == 0:
-            _renew_gradients(small, batches)
         before, above = copy.deepcopy(small), macs
         pruner.step()
         macs = prunus.trace(small, example).cost().macs
@@ -96,7 +96,7 @@ def pruned(
     return nearest.eval()
 
 
-def _renew_gradients(model: nn.Module, batches: Sequence[Any]) -> None:
+def _add_gradients(model: nn.Module, batches: Sequence[Any]) -> None:
     model.eval().zero_grad()
     for images, labels in batches:
         F.cross_entropy(model(images), labels).backward()
