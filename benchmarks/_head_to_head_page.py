@@ -110,6 +110,9 @@ def page(tree: Mapping[str, Any]) -> str:
     )
     longer = next((row for row in tree["rows"] if row["way"] == "longer" and row["before"]), None)
     notes = [] if longer is None else [f"Unpruned, before any recovery: {_percent(longer['before'])} %."]
+    if "full" in tree.get("latency", {}):
+        full = tree["latency"]["full"]["median_ms"]
+        notes.append(f"Latency of one image on one thread, all in turn, of the first seed; unpruned {full:.2f} ms.")
     if mixed := mixed_bases(tree["rows"]):
         notes.append(
             f"Rows of seed {', '.join(mixed)} don't all stand on the same trained network: it was trained again on another day."

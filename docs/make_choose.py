@@ -26,7 +26,7 @@ the table says so. The literature's claims, tried one by one: [evidence](evidenc
 |---|---|---|
 | 5 minutes, no data | `next_layer_weight` or `fpgm` (1) | - |
 | 5 minutes, some images | `lasso`; then `reconstruct` (2, 3) | `taylor` and `global_per_cost`; then `reconstruct` (3) |
-| an hour | not measured | the same, fine-tuned with distillation (4) |
+| an hour | not measured | the same, then `distill`: what a recipe does that names no rungs (4) |
 | a GPU-day | not measured | not measured; train the small network from scratch beside it (5) |
 | no batch norm | not measured; `bn_scale` and methods on scales need one | not measured |
 
@@ -45,7 +45,11 @@ about {seconds} s of one core. By `taylor`: {taylor_removed} % and {taylor_recon
 {l1_quarter} and {taylor_quarter} %. Leave `recalibrate` out behind `reconstruct` unless training follows: it took {worse}
 points ([recovery](../benchmarks/results/recovery.md)).
 
-**4. Labels and an hour.** MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} % by
+**4. Labels and an hour.** ResNet-20 at a quarter of its multiply-adds, four epochs (two minutes each way), three seeds: {ladder} %
+by `taylor`, `reconstruct` and `distill`, {distilled} % without `reconstruct`, {tuned_only} % fine-tuned alone, {peer} % by the best
+row of torch-pruning ({peer_name}), {chance} % at random with uniform widths. `l1` with uniform widths {l1_uniform} %, over all
+layers {l1_global} % (one seed, [head to head](../benchmarks/results/head_to_head_resnet20.md)). Distillation needs a good teacher: on
+the VGG-style network, {vgg_full} % before, fine-tuning gives {vgg_tuned} % and distillation {vgg_distilled} % (one seed). MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} % by
 `taylor` and `global_per_cost` (three seeds). One seed each: {cats_uniform} % with `l1` and uniform widths, {cats_l1} % with
 `l1` over all layers, {cats_random} % at random; at 30 % of the multiply-adds {cats_30} %
 ([cats_dogs](../benchmarks/results/cats_dogs.md)). But raw scores over all layers can empty one: in the table of the digits
@@ -64,7 +68,7 @@ multiply-adds, where the same penalty without its resetting of gradients keeps {
 
 def page() -> str:
     """The page with its figures."""
-    return TEXT.format(**_criteria(), **_recovery(), **_tables(), **_resrep())
+    return TEXT.format(**_criteria(), **_recovery(), **_head_to_head(), **_tables(), **_resrep())
 
 
 def _read(name: str) -> Any:
@@ -120,6 +124,18 @@ def _recovery() -> dict[str, str]:
         "worse": worse,
         "resnet20_full": _percent(full),
     }
+
+
+def _head_to_head() -> dict[str, str]:
+    tree = _read("head_to_head_resnet20")
+    rows = {row["row"]: row["after"]["mean"] for row in tree["rows"] if row["ratio"] == 4}
+    names = {"ladder": "taylor-ladder", "distilled": "taylor-distill", "tuned_only": "taylor", "chance": "random"}
+    names |= {"l1_uniform": "l1-uniform", "l1_global": "l1-global"}
+    best = next(found["rows"]["torch-pruning"] for found in tree["compared"] if found["ratio"] == 4)
+    vgg = {r["rung"]: r for r in _read("recovery")["rows"] if (r["network"], r["criterion"]) == ("vgg", "taylor")}
+    found = {key: _percent(rows[row]) for key, row in names.items()}
+    found |= {"peer": _percent(rows[best]), "peer_name": f"`{best}`", "vgg_full": _percent(vgg["removal"]["full"])}
+    return found | {"vgg_tuned": _percent(vgg["fine-tune"]["accuracy"]), "vgg_distilled": _percent(vgg["distill"]["accuracy"])}
 
 
 def _tables() -> dict[str, str]:
