@@ -45,11 +45,13 @@ about {seconds} s of one core. By `taylor`: {taylor_removed} % and {taylor_recon
 {l1_quarter} and {taylor_quarter} %. Leave `recalibrate` out behind `reconstruct` unless training follows: it took {worse}
 points ([recovery](../benchmarks/results/recovery.md)).
 
-**4. Labels and an hour.** ResNet-20 at a quarter of its multiply-adds, four epochs (two minutes each way), three seeds: {ladder} %
-by `taylor`, `reconstruct` and `distill`, {distilled} % without `reconstruct`, {tuned_only} % fine-tuned alone, {peer} % by the best
-row of torch-pruning ({peer_name}), {chance} % at random with uniform widths. `l1` with uniform widths {l1_uniform} %, over all
-layers {l1_global} % (one seed, [head to head](../benchmarks/results/head_to_head_resnet20.md)). Distillation needs a good teacher: on
-the VGG-style network, {vgg_full} % before, fine-tuning gives {vgg_tuned} % and distillation {vgg_distilled} % (one seed). MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} % by
+**4. Labels and an hour.** ResNet-20 at a quarter of its multiply-adds, four epochs, three seeds: {ladder} % by `taylor`,
+`reconstruct` and `distill`, {distilled} % without `reconstruct`, {tuned_only} % fine-tuned alone, {peer} % by the best row of
+torch-pruning ({peer_name}, with 3 % more multiply-adds), {chance} % at random with uniform widths. `l1` with uniform widths
+{l1_uniform} %, over all layers {l1_global} %, one seed ([head to head](../benchmarks/results/head_to_head_resnet20.md)).
+Distillation needs a good teacher: on the VGG-style network, {vgg_full} % before, fine-tuning gives {vgg_tuned} % and
+distillation {vgg_distilled} % (one seed). MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} %
+by
 `taylor` and `global_per_cost` (three seeds). One seed each: {cats_uniform} % with `l1` and uniform widths, {cats_l1} % with
 `l1` over all layers, {cats_random} % at random; at 30 % of the multiply-adds {cats_30} %
 ([cats_dogs](../benchmarks/results/cats_dogs.md)). But raw scores over all layers can empty one: in the table of the digits
