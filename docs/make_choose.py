@@ -50,9 +50,9 @@ points ([recovery](../benchmarks/results/recovery.md)).
 torch-pruning ({peer_name}, with 3 % more multiply-adds), {chance} % at random with uniform widths. `l1` with uniform widths
 {l1_uniform} %, over all layers {l1_global} %, one seed ([head to head](../benchmarks/results/head_to_head_resnet20.md)).
 Distillation needs a good teacher: on the VGG-style network, {vgg_full} % before, fine-tuning gives {vgg_tuned} % and
-distillation {vgg_distilled} % (one seed). MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} %
-by
-`taylor` and `global_per_cost` (three seeds). One seed each: {cats_uniform} % with `l1` and uniform widths, {cats_l1} % with
+distillation {vgg_distilled} % (one seed). MobileNetV2 at half of its multiply-adds, twelve epochs with distillation:
+{cats_taylor} % by `taylor` and `global_per_cost` (three seeds). One seed each: {cats_uniform} % with `l1` and uniform widths,
+{cats_l1} % with
 `l1` over all layers, {cats_random} % at random; at 30 % of the multiply-adds {cats_30} %
 ([cats_dogs](../benchmarks/results/cats_dogs.md)). But raw scores over all layers can empty one: in the table of the digits
 network `taylor` keeps {taylor_raw} % at 50 %, where its older form, normalised by layer (`taylor_2016`), keeps {taylor_2016} %.
