@@ -63,7 +63,7 @@ def test_a_recipe_that_names_no_rungs_reconstructs_and_distills(tmp_path: Path) 
     result = run(parse_recipe({**TREE, "recover": {**recover, "epochs": 1}, "export": {"onnx": False}}), tmp_path / "out")
     after = ["after pruning", "after recalibration", "after reconstruction", "after distillation"]
     assert [row["stage"] for row in result["stages"]][-4:] == after
-    assert result["budget"][0]["met"]
+    assert result["budget"][0]["met"] and result["request"]["allocator"] == "global_per_cost (auto)"
 
 
 def test_layers_and_scores_are_those_of_the_networks(finished: tuple[Path, dict[str, Any], list[str]]) -> None:

@@ -43,6 +43,7 @@ def assemble(
     machine = environment()
     curves = _curves(results)
     gallery = [results["gallery"]["file"]] if "gallery" in results else []
+    taken = first.get("allocator") if recipe.prune.allocator == "auto" and recipe.sparsity is None else None
     return {
         "prunus": machine["prunus"],
         "name": recipe.name,
@@ -57,6 +58,7 @@ def assemble(
             **recipe.prune.model_dump(
                 mode="json", include={"criterion", "allocator", "budget", "mixing", "whole_groups", "keep"}
             ),
+            **({"allocator": f"{taken} (auto)"} if taken else {}),
             "rounds": rounds,
         },
         "data": _data_row(recipe, data),

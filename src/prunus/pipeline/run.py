@@ -382,6 +382,7 @@ def _describe(result: PruneResult) -> dict[str, Any]:
         "before": asdict(result.before),
         "after": asdict(result.after),
         "channels": {"before": channels, "after": channels - removed_channels(result.plan)},
+        "allocator": result.plan.provenance.get("allocator"),
         "budget": result.plan.provenance["budget"],
         "latency": result.plan.provenance.get("latency"),
         "verification": asdict(result.verification),
