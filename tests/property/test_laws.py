@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import pytest
@@ -42,8 +42,16 @@ def quick_and_slow(law: Any) -> Any:
 
     @pytest.mark.parametrize("run", ["quick", pytest.param("many", marks=pytest.mark.slow)])
     def test(run: str) -> None:
-        examples = settings(max_examples=QUICK if run == "quick" else MANY, **options)
-        with_seed(0)(examples(given(sentences, seeds)(law)))()
+        wanted, seen = QUICK if run == "quick" else MANY, 0
+
+        @wraps(law)
+        def counted(*drawn: Any, **named: Any) -> None:
+            nonlocal seen
+            seen += 1
+            law(*drawn, **named)
+
+        with_seed(0)(settings(max_examples=wanted, **options)(given(sentences, seeds)(counted)))()
+        assert seen >= wanted, "the law was tried on fewer sentences than it says"
 
     test.__doc__ = law.__doc__
     return test
