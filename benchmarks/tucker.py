@@ -7,7 +7,8 @@ k x k core, 1x1 by `tensorly.decomposition.partial_tucker`; spatial factors, as 
 low-rank map of responses; spatial factors and, where it keeps more energy, that map behind them. Tucker-2 also with its last
 factor refitted by least squares, and with core and last factor fitted to the data (reduced rank on the inputs that its first
 factor gives). CP: 1x1, depthwise k x k, 1x1 by `tensorly.decomposition.parafac`, as it is and with the last one refitted. Ranks:
-those that keep most of the energy within the multiply-adds, as `factorize` chooses them. Squared error on 256 held-out images as
+those that keep most of the energy within the multiply-adds, a kernel's for spatial and CP factors, the responses' for the map
+(`factorize` takes the responses' for all three). Squared error on 256 held-out images as
 a share of the response's variance, after a constant, fit on 512; 20 points an image, three seeds for images and points. One and a
 half core-minutes. The committed run had tensorly 0.10.
 """

@@ -25,6 +25,7 @@ from prunus.reconstruction.factors import (
 )
 from prunus.reconstruction.normal_equations import Solution
 from prunus.reconstruction.ranks import Candidate, Ranks, choose_ranks
+from prunus.reconstruction.response_shares import Floats
 from prunus.surgery.replaced import LayerShape
 from prunus.types import Budget
 from refitting import data, error, settled
@@ -148,9 +149,13 @@ def test_neighbours_merge_where_that_saves(rank: int, layers: int) -> None:
 
 def test_ranks_keep_the_most_energy_that_the_budget_allows() -> None:
     """Against every pair of ranks of two small layers."""
+
+    def shares(*energies: float) -> Floats:
+        return np.cumsum(energies) / sum(energies)
+
     layers = [
-        Candidate(LayerShape("conv2d", 4, 6, (3, 3), (1, 1), (1, 1), (1, 1)), (5, 5), None, np.array([8.0, 4, 2, 1, 0.5, 0.1])),
-        Candidate(LayerShape("conv2d", 6, 4, (3, 3), (1, 1), (1, 1), (1, 1)), (5, 5), None, np.array([5.0, 5, 1, 0.1])),
+        Candidate(LayerShape("conv2d", 4, 6, (3, 3), (1, 1), (1, 1), (1, 1)), (5, 5), None, shares(8.0, 4, 2, 1, 0.5, 0.1)),
+        Candidate(LayerShape("conv2d", 6, 4, (3, 3), (1, 1), (1, 1), (1, 1)), (5, 5), None, shares(5.0, 5, 1, 0.1)),
     ]
     full = sum(layer.macs for layer in layers)
     for share in (0.8, 0.6, 0.45):

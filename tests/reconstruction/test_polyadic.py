@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunus.errors import EvidenceError
 from prunus.reconstruction import factorize
 from prunus.reconstruction.factors import macs_of, merged, product, run_row
-from prunus.reconstruction.polyadic import cp_energies, cp_factors, cp_macs
+from prunus.reconstruction.polyadic import TRIAL_ROUNDS, _polyadic, cp_factors, cp_macs, cp_shares
 from prunus.reconstruction.ranks import Candidate
 from prunus.surgery.replaced import LayerShape
 from prunus.types import Budget
@@ -68,15 +68,25 @@ def test_by_hand_what_a_part_costs() -> None:
     assert cp_macs(shape(stride=(2, 2)), (4, 4)) == 6 * 16 + (9 + 8) * 4
 
 
-def test_energies_rise_to_one_with_the_rank() -> None:
-    weight = parts(3) + 0.01 * randn(8, 6, 3, 3, seed=5)
-    ranks, kept = cp_energies(shape(), weight, (8, 8))
+def test_shares_rise_to_one_with_the_rank() -> None:
+    weight, inputs = parts(3) + 0.01 * randn(8, 6, 3, 3, seed=5), randn(4000, 54, seed=6) @ randn(54, 54, seed=7)
+    ranks, kept = cp_shares(shape(), weight, inputs.T @ inputs, (8, 8))
     assert ranks.tolist() == list(range(1, 15))  # three quarters of 432 weights, 23 for each part
     assert bool((np.diff(kept) >= -1e-12).all()) and kept[0] < 0.9 < 0.99 < kept[-1] <= 1
-    trial = product(cp_factors(shape(), weight, 9))
-    assert 1 - kept[8] == pytest.approx(float(((trial - weight).norm() / weight.norm()) ** 2), abs=0.02)
-    none = cp_energies(shape(), torch.zeros(8, 6, 3, 3), (8, 8))
-    assert none[1].tolist() == [1.0] * len(none[0])
+    none = cp_shares(shape(), torch.zeros(8, 6, 3, 3), inputs.T @ inputs, (8, 8))
+    assert none[1].tolist() == pytest.approx([0.0] * len(none[0]))
+
+
+def test_a_share_is_what_least_squares_on_the_parts_explains() -> None:
+    """The last factor refitted to the responses of 4,000 patches by NumPy, at a rank that is tried out."""
+    weight, inputs = randn(8, 6, 3, 3), randn(4000, 54, seed=6) @ randn(54, 54, seed=7)
+    ranks, kept = cp_shares(shape(), weight, inputs.T @ inputs, (8, 8))
+    _, columns, windows = _polyadic(weight, 9, TRIAL_ROUNDS, 0)
+    features = (inputs @ torch.einsum("ir,kr->ikr", columns, windows).reshape(54, 9)).numpy()
+    responses = (inputs @ weight.flatten(1).T).numpy()
+    found, *_ = np.linalg.lstsq(features, responses, rcond=None)
+    lost = np.square(features @ found - responses).sum() / np.square(responses).sum()
+    assert ranks[8] == 9 and kept[8] == pytest.approx(1 - lost, abs=1e-6)
 
 
 def test_choices_of_a_layer_hold_cp_ranks_at_their_cost() -> None:

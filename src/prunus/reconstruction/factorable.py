@@ -1,4 +1,4 @@
-"""Which convolutions rows of cheaper ones can stand for, and what is known of each: its kernel's and its responses' energies."""
+"""Which convolutions rows of cheaper ones can stand for, and what each way keeps of their responses."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from torch.overrides import TorchFunctionMode
 from prunus.errors import EvidenceError, UnknownName
 from prunus.graph.labels import named_tensors
 from prunus.importance.evidence import DataRun, to_device
-from prunus.importance.points import draw_points, output_positions, outputs_at
+from prunus.importance.points import draw_points, inputs_at, output_positions
 from prunus.importance.readers import reading_call
 from prunus.reconstruction.layer_sites import Site
 from prunus.reconstruction.normal_equations import NormalEquations
-from prunus.reconstruction.polyadic import cp_energies
-from prunus.reconstruction.ranks import Candidate, spatial_energies
+from prunus.reconstruction.polyadic import cp_shares
+from prunus.reconstruction.ranks import Candidate
 from prunus.reconstruction.reading_layers import in_evaluation
+from prunus.reconstruction.response_shares import channel_shares, spatial_shares
 from prunus.surgery.replaced import Kind, LayerShape
 from prunus.types import call_model
 
@@ -83,22 +84,28 @@ def candidates_of(
     points: int,
     seed: int,
 ) -> dict[str, Candidate]:
+    """What `choose_ranks` chooses from, by layer: of the ways that are on, from one pass over the data."""
     tensors = dict(named_tensors(model))
-    covariances = _covariances(model, [f"{layer}.weight" for layer in shapes], run, points, seed) if channels else {}
+    patches = _covariances(model, [f"{layer}.weight" for layer in shapes], run, points, seed)
     found: dict[str, Candidate] = {}
     for layer, shape in shapes.items():
-        weight = tensors[f"{layer}.weight"]
+        name = f"{layer}.weight"
+        weight, seen = tensors[name].detach().double(), patches.pop(name)
+        extent = sites[name].layer.calls[0].extent
         square = spatial and shape.kind == "conv2d" and min(shape.kernel_size) > 1
-        responses = torch.linalg.eigvalsh(covariances[f"{layer}.weight"]).flip(0).cpu().numpy() if channels else None
-        energies = spatial_energies(weight.detach()) if square else None
-        extent = sites[f"{layer}.weight"].layer.calls[0].extent
-        parts = cp_energies(shape, weight, extent, seed) if cp and math.prod(shape.kernel_size) > 1 else None
-        found[layer] = Candidate(shape, extent, energies, responses, parts)
+        flat = weight.flatten(1)
+        found[layer] = Candidate(
+            shape,
+            extent,
+            spatial_shares(weight, seen) if square else None,
+            channel_shares(flat @ seen @ flat.T) if channels else None,
+            cp_shares(shape, weight, seen, extent, seed) if cp and math.prod(shape.kernel_size) > 1 else None,
+        )
     return found
 
 
-class _Responses(TorchFunctionMode):
-    """While active, sums products of every named layer's outputs at sampled points."""
+class _Patches(TorchFunctionMode):
+    """While active, sums products of what every named layer reads at sampled points."""
 
     def __init__(self, names: Mapping[int, str], points: int, seed: int) -> None:
         super().__init__()
@@ -112,21 +119,23 @@ class _Responses(TorchFunctionMode):
         name = None if call is None else self._names.get(id(call.weight))
         if call is not None and name is not None:
             places = draw_points(*output_positions(call, out), self._points, self._generator).to(out.device)
-            y = outputs_at(call, out, places).double().unsqueeze(1)
-            sums = self.sums.setdefault(name, NormalEquations(1, y.shape[2], 0, y.device))
-            sums.add(y, y[:, :, :0])
+            x = inputs_at(call, places).double().flatten(1).unsqueeze(1)
+            sums = self.sums.setdefault(name, NormalEquations(1, x.shape[2], 0, x.device))
+            sums.add(x, x[:, :, :0])
         return out
 
 
 def _covariances(model: nn.Module, names: list[str], run: DataRun, points: int, seed: int) -> dict[str, Tensor]:
-    """Centred sums of products of the outputs of these layers (outputs, outputs), from one pass."""
+    """Centred sums of products of what these layers read (inputs * kernel positions, the same), from one pass."""
     tensors = dict(named_tensors(model))
-    seen = _Responses({id(tensors[name]): name for name in names}, points, seed)
+    seen = _Patches({id(tensors[name]): name for name in names}, points, seed)
     with in_evaluation(model), seen:
         for batch in run:
             call_model(model, run.inputs(to_device(batch, model)), run.forward_fn)
     found = {name: sums.centred(True)[0][0] for name, sums in seen.sums.items()}
     for name, covariance in found.items():
         if not bool(torch.isfinite(covariance).all()):
-            raise EvidenceError(f"what `{name}` gives isn't finite on a batch: check the data and the weights")
+            raise EvidenceError(
+                f"what `{name.removesuffix('.weight')}` reads isn't finite on a batch: check the data and the weights"
+            )
     return found

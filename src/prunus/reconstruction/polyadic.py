@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,10 +12,8 @@ from torch import Tensor
 
 from prunus.errors import EvidenceError
 from prunus.reconstruction.factors import Row, output_extent, pointwise
+from prunus.reconstruction.response_shares import Floats, Ints, fitted_share
 from prunus.surgery.replaced import LayerShape
-
-if TYPE_CHECKING:
-    from prunus.reconstruction.ranks import Floats, Ints
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)
 """Shares of a layer's multiply-adds at whose ranks it is tried out; one is a rank, too."""
@@ -52,26 +50,24 @@ def cp_macs(shape: LayerShape, extent: tuple[int, ...]) -> float:
     return float(shape.inputs * math.prod(extent) + (math.prod(shape.kernel_size) + shape.outputs) * places)
 
 
-def cp_energies(shape: LayerShape, weight: Tensor, extent: tuple[int, ...], seed: int = 0) -> tuple[Ints, Floats]:
-    """Ranks, ascending, and the share of the kernel's energy that each keeps.
+def cp_shares(shape: LayerShape, weight: Tensor, patches: Tensor, extent: tuple[int, ...], seed: int = 0) -> tuple[Ints, Floats]:
+    """Ranks, ascending, and the share of the response's energy that each keeps where the last factor is fitted to it.
 
-    Measured by short fits at `SHARES` of the layer's multiply-adds, in between a power law of what is lost; a kernel of zeros
-    loses nothing.
+    ``patches``: covariance of what the layer reads. Measured by short fits at `SHARES` of the layer's multiply-adds, in between a
+    power law of what is lost.
     """
     macs = shape.num_weights * math.prod(output_extent(shape, extent)) / cp_macs(shape, extent)
     tried = np.unique([1, *(int(share * macs) for share in SHARES if share * macs >= 1)])
-    kernel = weight.detach().double().flatten(2).cpu()
-    norm = float(kernel.norm())
-    if norm == 0:
-        return tried, np.ones(len(tried))
-    lost = [float((_product(*_polyadic(weight, int(rank), TRIAL_ROUNDS, seed)) - kernel).norm()) / norm for rank in tried]
-    measured = np.minimum.accumulate(np.clip(np.square(lost), 1e-12, 1.0))
+    if not bool(weight.any()):
+        return tried, np.zeros(len(tried))
+
+    def lost(rank: int) -> float:
+        _, columns, windows = (factor.to(patches.device) for factor in _polyadic(weight, rank, TRIAL_ROUNDS, seed))
+        return 1 - fitted_share(torch.einsum("ir,kr->rik", columns, windows).flatten(1), weight, patches)
+
+    measured = np.minimum.accumulate(np.clip([lost(int(rank)) for rank in tried], 1e-12, 1.0))
     ranks = np.arange(1, tried[-1] + 1)
     return ranks, 1 - np.exp(np.interp(np.log(ranks), np.log(tried), np.log(measured)))
-
-
-def _product(rows: Tensor, columns: Tensor, windows: Tensor) -> Tensor:
-    return torch.einsum("or,ir,kr->oik", rows, columns, windows)
 
 
 def _polyadic(weight: Tensor, rank: int, rounds: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

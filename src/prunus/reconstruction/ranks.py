@@ -7,16 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from prunus.reconstruction.factors import output_extent, spatial_matrix
+from prunus.reconstruction.factors import output_extent
 from prunus.reconstruction.polyadic import cp_macs
+from prunus.reconstruction.response_shares import Floats, Ints
 from prunus.surgery.replaced import LayerShape
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -30,9 +25,10 @@ class Ranks:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A layer that may be factorised. ``spatial``: squared singular values of its kernel; ``responses``: eigenvalues of the
-    covariance of what it gives; each descending, None where it isn't to be factorised so. ``cp``: ranks and the share of its
-    kernel's energy that CP factors of each keep. ``extent``: of one input."""
+    """A layer that may be factorised, and the share of its response's energy that each way keeps, None where it isn't to be
+    factorised so. ``spatial`` and ``responses``: at ranks of 1, 2, ...; ``cp``: ranks, ascending, and their shares. All three are
+    of the response, centred, with the row's last layer fitted to it: shares of a kernel's energy wouldn't compare with those of
+    a response. ``extent``: of one input."""
 
     shape: LayerShape
     extent: tuple[int, ...]
@@ -50,7 +46,7 @@ class Candidate:
         shape, spatial = self.shape, self.spatial
         places = math.prod(output_extent(shape, self.extent))
         widths = [None] if self.responses is None else [None, *range(1, shape.outputs)]
-        kept = np.array([1.0]) if self.responses is None else np.concatenate([[1.0], _kept(self.responses)[: shape.outputs - 1]])
+        kept = np.array([1.0]) if self.responses is None else np.concatenate([[1.0], self.responses[: shape.outputs - 1]])
         outs = np.array([shape.outputs if w is None else w for w in widths], dtype=np.float64)
         behind = np.array([0.0 if w is None else w * shape.outputs * places for w in widths])
         per_output = shape.num_weights / shape.outputs * places
@@ -59,7 +55,7 @@ class Candidate:
         if spatial is not None:
             height, width = shape.kernel_size
             rows = output_extent(shape, self.extent)[0] * self.extent[1]
-            for rank, share in enumerate(_kept(spatial)[:-1], start=1):
+            for rank, share in enumerate(spatial[:-1], start=1):
                 first = rank * shape.inputs * height * rows
                 macs.append(first + rank * width * places * outs + behind)
                 energy.append(share * kept)
@@ -71,17 +67,6 @@ class Candidate:
         cost, lost = np.concatenate(macs), -np.log(np.concatenate(energy).clip(1e-300))
         useful = (cost < cost[0]) | (np.arange(len(cost)) == 0)
         return cost[useful], lost[useful], [r for r, u in zip(ranks, useful, strict=True) if u]
-
-
-def spatial_energies(weight: Tensor) -> Floats:
-    """Squared singular values of a kernel's spatial matrix, descending."""
-    return (torch.linalg.svdvals(spatial_matrix(weight.double())) ** 2).cpu().numpy()
-
-
-def _kept(energies: Floats) -> Floats:
-    """Share of the energy in the first 1, 2, ... components."""
-    total = max(float(energies.sum()), 1e-300)
-    return np.minimum(np.cumsum(energies.clip(0)) / total, 1.0)
 
 
 def choose_ranks(candidates: Sequence[Candidate], macs: float) -> list[Ranks] | None:
