@@ -1,6 +1,7 @@
 """Criteria against the oracle on a small network for handwritten digits, beside figures measured before on such a rig.
 
     python benchmarks/criteria_digits.py [--seeds 5] [--removal]
+    python benchmarks/criteria_digits.py --no-batch-norm --removal       # the same network with biases in its place
 
 8x8 digits, 1,300 to train and 497 to test; three 3x3 convolutions with batch norm and ReLU (16, 32, 32 channels, max-pooling
 behind the first two), global average pooling, a linear layer; SGD, 15 epochs. Every seed trains a network of its own; the oracle
@@ -30,6 +31,8 @@ from prunus.laboratory import Settings, Subject
 from prunus.sources import DataBundle
 
 EPOCHS, BATCH, LR = 15, 64, 0.05
+SLOW_EPOCHS = 60
+"""Without batch norm: so many until accuracies are alike."""
 TRAINING = 1300
 EXPECTED: tuple[tuple[str, str, float], ...] = (
     ("taylor(per_example=True)", "raw", 0.95),
@@ -60,24 +63,25 @@ def digits() -> tuple[Tensor, Tensor]:
     return images[order], torch.tensor(found.target)[order]
 
 
-def network() -> nn.Sequential:
+def network(batch_norm: bool = True) -> nn.Sequential:
     """Untrained."""
     layers: list[nn.Module] = []
     for inputs, outputs, pool in ((1, 16, True), (16, 32, True), (32, 32, False)):
-        layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=not batch_norm))
+        layers += [nn.BatchNorm2d(outputs), nn.ReLU()] if batch_norm else [nn.ReLU()]
         layers += [nn.MaxPool2d(2)] if pool else []
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
 
-def trained(seed: int, folder: Path, images: Tensor, labels: Tensor) -> nn.Module:
+def trained(seed: int, folder: Path, images: Tensor, labels: Tensor, batch_norm: bool = True) -> nn.Module:
     """The network of this seed: from ``folder``, or trained and kept there."""
     torch.manual_seed(seed)
-    model, file = network(), folder / f"network-{seed}.safetensors"
+    model, file = network(batch_norm), folder / f"network-{seed}.safetensors"
     if file.exists():
         model.load_state_dict(load_file(file))
         return model.eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)
-    for _ in range(EPOCHS):
+    for _ in range(EPOCHS if batch_norm else SLOW_EPOCHS):
         for rows in torch.randperm(TRAINING).split(BATCH):
             optimizer.zero_grad()
             F.cross_entropy(model(images[rows]), labels[rows]).backward()
@@ -123,19 +127,31 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=BATCH, help="images per scoring batch")
     parser.add_argument("--criteria", default="all,taylor(per_example=true),taylor(on=weights)")
     parser.add_argument("--removal", action="store_true", help="accuracies after removal, too: some minutes a seed")
-    parser.add_argument("--folder", type=Path, default=Path("runs/criteria_digits"), help="where parts and networks are kept")
+    parser.add_argument("--no-batch-norm", action="store_true", help="the network without it; not beside figures measured before")
+    parser.add_argument("--folder", type=Path, help="where parts and networks are kept (default: runs/ and the table's name)")
     args = parser.parse_args()
+    normed, name = not args.no_batch_norm, "criteria_digits" + "_no_batch_norm" * args.no_batch_norm
+    folder = args.folder or Path("runs") / name
     torch.set_num_threads(1)
     images, labels = digits()
     train, test = (TensorDataset(images[part], labels[part]) for part in (slice(TRAINING), slice(TRAINING, None)))
     names = tuple(map(str, range(10)))
     data = DataBundle(train, test, test, (1, 8, 8), names, "digits", (0.0,), (1.0,), calibration=train)
-    about = {"model": "16-32-32 convolutions", "data": "handwritten digits", "epochs": EPOCHS, "lr": LR, "batch": BATCH}
-    subject = Subject(lambda seed: trained(seed, args.folder / "networks", images, labels), data, about)
+    model = "16-32-32 convolutions" if normed else "16-32-32 convolutions without batch norm"
+    epochs = EPOCHS if normed else SLOW_EPOCHS
+    about = {"model": model, "data": "handwritten digits", "epochs": epochs, "lr": LR, "batch": BATCH}
+    subject = Subject(lambda seed: trained(seed, folder / "networks", images, labels, normed), data, about)
     settings = Settings(images=args.images, batch_size=args.batch_size, test_images=None)
     settings = settings if args.removal else Settings(**{**vars(settings), "shares": ()})
-    command = f"python benchmarks/criteria_digits.py --seeds {args.seeds}" + " --removal" * args.removal
-    result = run("", subject, args.criteria, args.seeds, args.folder, settings, {})
+    flags = " --no-batch-norm" * args.no_batch_norm + " --removal" * args.removal
+    command = f"python benchmarks/criteria_digits.py --seeds {args.seeds}{flags}"
+    result = run("", subject, args.criteria, args.seeds, folder, settings, {})
+    if not normed:
+        store(
+            name,
+            {**result, "command": command + f" --criteria '{args.criteria}'" * (args.criteria != parser.get_default("criteria"))},
+        )
+        return
     found = verdicts(result)
     store("criteria_digits", {**result, "command": command, "expected": found})
     text, path = report(result, found), RESULTS / "criteria_digits.md"
