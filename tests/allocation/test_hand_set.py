@@ -122,3 +122,5 @@ def test_options_are_for_names() -> None:
     )
     with pytest.raises(UnknownName, match=r"options \['ratios'\] are for allocators that are given by name"):
         prunus.allocate(graph, scores, Budget(macs=0.5), row, ratios={})
+    with pytest.raises(UnknownName, match=r"None is no allocator: give a name \(auto, uniform, .*left out, it is auto"):
+        prunus.allocate(graph, scores, Budget(macs=0.5), None)  # pyright: ignore[reportArgumentType]

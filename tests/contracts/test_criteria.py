@@ -394,6 +394,10 @@ def test_no_score_at_all(plain: tuple[nn.Module, prunus.ChannelGraph]) -> None:
 def test_own_criteria_take_no_options_and_know_their_evidence(plain: tuple[nn.Module, prunus.ChannelGraph]) -> None:
     with pytest.raises(UnknownName, match=r"options \['power'\] are for criteria that are given by name"):
         prunus.score(*plain, Own(None), power=2)
+    with pytest.raises(
+        UnknownName, match="5 is no criterion, it has no name and no needs and no paper and no score: give a name"
+    ):
+        prunus.score(*plain, 5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UnknownName, match="unknown kind of evidence 'gate_gradient': did you mean gate_gradients"):
         prunus.score(*plain, Own(None, frozenset({"gate_gradient"})), batches(1))
 

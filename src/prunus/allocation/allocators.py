@@ -102,11 +102,16 @@ def resolve_allocator(allocator: str | Allocator, options: Mapping[str, Any]) ->
     """The allocator of this name and options; an object is taken as it is.
 
     Raises:
-        UnknownName: no such allocator or option.
+        UnknownName: no such allocator or option, or an object that isn't an allocator.
     """
     if not isinstance(allocator, str):
         if options:
             raise UnknownName(f"options {sorted(options)} are for allocators that are given by name")
+        if not callable(getattr(allocator, "allocate", None)):
+            raise UnknownName(
+                f"{allocator!r} is no allocator: give a name ({', '.join(ALLOCATORS)}), or an object with a method allocate "
+                "(see prunus.types.Allocator); left out, it is auto"
+            )
         return allocator
     if allocator not in ALLOCATORS:
         raise UnknownName.among("allocator", allocator, ALLOCATORS)

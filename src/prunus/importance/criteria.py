@@ -117,11 +117,16 @@ def resolve_criterion(criterion: str | Criterion, options: Mapping[str, Any]) ->
     """The criterion of this name and options, or a weighted sum such as ``"l1 + 0.5*taylor"``; an object is taken as it is.
 
     Raises:
-        UnknownName: no such criterion, option or value.
+        UnknownName: no such criterion, option or value, or an object that isn't a criterion.
     """
     if not isinstance(criterion, str):
         if options:
             raise UnknownName(f"options {sorted(options)} are for criteria that are given by name")
+        if absent := [name for name in ("name", "needs", "paper", "score") if not hasattr(criterion, name)]:
+            raise UnknownName(
+                f"{criterion!r} is no criterion, it has no {' and no '.join(absent)}: give a name (see prunus.CRITERIA), "
+                "or an object like prunus.types.Criterion"
+            )
         return criterion
     if "+" in criterion or "*" in criterion:
         return sum_of_rows([_term(part.strip(), criterion) for part in criterion.split("+")], options)
