@@ -26,9 +26,9 @@ the table says so. The literature's claims, tried one by one: [evidence](evidenc
 |---|---|---|
 | 5 minutes, no data | `next_layer_weight` or `fpgm` (1) | - |
 | 5 minutes, some images | `lasso`; then `reconstruct` (2, 3) | `taylor` and `global_per_cost`; then `reconstruct` (3) |
-| an hour | not measured | the same, then `distill`: what a recipe does that names no rungs (4) |
+| an hour | `reconstruct`, then `distill` with `distill = 1.0` (6) | `taylor`, `reconstruct`, `distill`: a recipe's defaults (4) |
 | a GPU-day | not measured | not measured; train the small network from scratch beside it (5) |
-| no batch norm | not measured; `bn_scale` and methods on scales need one | not measured |
+| no batch norm | {bare_best_free} (7); `bn_scale` and methods on scales need one | {bare_best_labelled} (7) |
 
 **1. Weights alone.** Half of the channels of the digits network gone, ranked over all layers, then 50 steps of fine-tuning,
 five seeds: {next_layer} % by `next_layer_weight`, {fpgm} % by `fpgm`, {l1} % by `l1`, {scales} % by `bn_scale`, {random} % at
@@ -45,22 +45,33 @@ about {seconds} s of one core. By `taylor`: {taylor_removed} % and {taylor_recon
 {l1_quarter} and {taylor_quarter} %. Leave `recalibrate` out behind `reconstruct` unless training follows: it took {worse}
 points ([recovery](../benchmarks/results/recovery.md)).
 
-**4. Labels and an hour.** ResNet-20 at a quarter of its multiply-adds, four epochs, three seeds: {ladder} % by `taylor`,
-`reconstruct` and `distill`, {distilled} % without `reconstruct`, {tuned_only} % fine-tuned alone, {peer} % by the best row of
-torch-pruning ({peer_name}, with 3 % more multiply-adds), {chance} % at random with uniform widths. `l1` with uniform widths
-{l1_uniform} %, over all layers {l1_global} %, one seed ([head to head](../benchmarks/results/head_to_head_resnet20.md)).
-Distillation needs a good teacher: on the VGG-style network, {vgg_full} % before, fine-tuning gives {vgg_tuned} % and
-distillation {vgg_distilled} % (one seed). MobileNetV2 at half of its multiply-adds, twelve epochs with distillation:
-{cats_taylor} % by `taylor` and `global_per_cost` (three seeds). One seed each: {cats_uniform} % with `l1` and uniform widths,
-{cats_l1} % with
-`l1` over all layers, {cats_random} % at random; at 30 % of the multiply-adds {cats_30} %
-([cats_dogs](../benchmarks/results/cats_dogs.md)). But raw scores over all layers can empty one: in the table of the digits
-network `taylor` keeps {taylor_raw} % at 50 %, where its older form, normalised by layer (`taylor_2016`), keeps {taylor_2016} %.
+**4. Labels and an hour.** Test accuracy in percent at equal multiply-adds and equal epochs of recovery, means over the seeds in
+brackets; torch-pruning's row is the one that validation images chose among its own
+([ResNet-20](../benchmarks/results/head_to_head_resnet20.md), [VGG-style](../benchmarks/results/head_to_head_vgg.md),
+[MobileNetV2](../benchmarks/results/head_to_head_mobilenet_v2.md)):
+
+{head_to_head}
+
+What gives most is the ladder, not the criterion: fine-tuned alone, the two tools are close to each other. Over all layers `l1`
+keeps {l1_global} % on ResNet-20 at a quarter, with uniform widths {l1_uniform} % (one seed).
+Distillation needs a teacher worth learning from: the VGG-style network knows little more than its labels.
+MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} % by `taylor` and `global_per_cost`
+(three seeds). One seed each: {cats_uniform} % with `l1` and uniform widths, {cats_l1} % with `l1` over all layers,
+{cats_random} % at random; at 30 % of the multiply-adds {cats_30} % ([cats_dogs](../benchmarks/results/cats_dogs.md)).
+But raw scores over all layers can empty one: in the table of the digits network `taylor` keeps {taylor_raw} % at 50 %, where its
+older form, normalised by layer (`taylor_2016`), keeps {taylor_2016} %.
 
 **5. From scratch.** On digits, half of the multiply-adds and as much computation: {scratch} % from scratch, {tuned} %
 fine-tuned by `l1`, {fpgm_trained} % by `fpgm` during training, {slimming} % by Network Slimming on so short a schedule (three
 seeds, [sparsity_digits](../benchmarks/results/sparsity_digits.md)). From good weights it is another matter: from random ones
 MobileNetV2's small network reaches {cats_scratch} % on 1,998 photos (one seed).
+
+**6. No labels, an hour.** ResNet-20 at a quarter, four epochs that see the unpruned network's answers and feature maps alone,
+three seeds: {unlabelled} ([without_labels](../benchmarks/results/without_labels.md)); with labels, by `taylor`, {ladder} %.
+
+**7. No batch norm.** The digits network with biases in its place, {bare_accuracy} % before, five seeds, half of the channels gone
+and 50 steps of fine-tuning: {bare}
+([criteria_digits_no_batch_norm](../benchmarks/results/criteria_digits_no_batch_norm.md)).
 
 **Without any training behind the cut**, ResRep is the method that was made for it: {resrep} % on digits at half of the
 multiply-adds, where the same penalty without its resetting of gradients keeps {penalty} % and `l1` {resrep_l1} % (three seeds,
@@ -70,7 +81,7 @@ multiply-adds, where the same penalty without its resetting of gradients keeps {
 
 def page() -> str:
     """The page with its figures."""
-    return TEXT.format(**_criteria(), **_recovery(), **_head_to_head(), **_tables(), **_resrep())
+    return TEXT.format(**_criteria(), **_recovery(), **_head_to_head(), **_unlabelled(), **_bare(), **_tables(), **_resrep())
 
 
 def _read(name: str) -> Any:
@@ -129,15 +140,58 @@ def _recovery() -> dict[str, str]:
 
 
 def _head_to_head() -> dict[str, str]:
-    tree = _read("head_to_head_resnet20")
-    rows = {row["row"]: row["after"]["mean"] for row in tree["rows"] if row["ratio"] == 4}
-    names = {"ladder": "taylor-ladder", "distilled": "taylor-distill", "tuned_only": "taylor", "chance": "random"}
-    names |= {"l1_uniform": "l1-uniform", "l1_global": "l1-global"}
-    best = next(found["rows"]["torch-pruning"] for found in tree["compared"] if found["ratio"] == 4)
-    vgg = {r["rung"]: r for r in _read("recovery")["rows"] if (r["network"], r["criterion"]) == ("vgg", "taylor")}
-    found = {key: _percent(rows[row]) for key, row in names.items()}
-    found |= {"peer": _percent(rows[best]), "peer_name": f"`{best}`", "vgg_full": _percent(vgg["removal"]["full"])}
-    return found | {"vgg_tuned": _percent(vgg["fine-tune"]["accuracy"]), "vgg_distilled": _percent(vgg["distill"]["accuracy"])}
+    rows = {row["row"]: row["after"]["mean"] for row in _read("head_to_head_resnet20")["rows"] if row["ratio"] == 4}
+    names = {"ladder": "taylor-ladder", "l1_uniform": "l1-uniform", "l1_global": "l1-global"}
+    return {**{key: _percent(rows[row]) for key, row in names.items()}, "head_to_head": _side_by_side()}
+
+
+def _side_by_side() -> str:
+    """The rows that matter of all head-to-head tables there are, at all their ratios."""
+    tables = {"ResNet-20": "head_to_head_resnet20", "VGG-style": "head_to_head_vgg", "MobileNetV2": "head_to_head_mobilenet_v2"}
+    shares = {2: "a half", 3: "a third", 4: "a quarter"}
+    shown = {
+        "`taylor`, reconstructed, distilled": "taylor-ladder",
+        "`taylor`, reconstructed, fine-tuned": "taylor-reconstruct",
+        "`taylor`, recalibrated, distilled": "taylor-distill",
+        "`taylor`, recalibrated, fine-tuned": "taylor",
+        "torch-pruning": "",
+        "random channels, uniform widths": "random",
+    }
+    points = [(title, _read(name), ratio) for title, name in tables.items() for ratio in shares]
+    points = [(title, tree, ratio) for title, tree, ratio in points if any(found["ratio"] == ratio for found in tree["compared"])]
+    lines = ["| | " + " | ".join(f"{title}, {shares[ratio]}" for title, _, ratio in points) + " |"]
+    lines.append("|---|" + "---|" * len(points))
+    for label, name in shown.items():
+        cells = [_cell(tree, ratio, name) for _, tree, ratio in points]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(tree: Any, ratio: int, name: str) -> str:
+    """Accuracy and number of seeds of a row; without a name, of the peer's best, which is named."""
+    best = next(found["rows"]["torch-pruning"] for found in tree["compared"] if found["ratio"] == ratio)
+    row = next((row for row in tree["rows"] if (row["row"], row["ratio"]) == (name or best, ratio)), None)
+    if row is None:
+        return ""
+    return f"{_percent(row['after']['mean'])} ({len(row['seeds'])})" + ("" if name else f" `{best.removeprefix('peer-')}`")
+
+
+def _unlabelled() -> dict[str, str]:
+    rows = _read("without_labels")["rows"]
+    return {"unlabelled": ", ".join(f"{_percent(row['after']['mean'])} % by `{row['row']}`" for row in rows)}
+
+
+def _bare() -> dict[str, str]:
+    """The network without batch norm: all criteria of its table at a half, the best with labels and without."""
+    tree = _read("criteria_digits_no_batch_norm")
+    at = tree["settings"]["shares"].index(0.5)
+    means = {name: curves["fine-tuned"][at]["mean"] for name, curves in tree["removal"]["curves"].items()}
+    ordered = sorted((name for name in means if means[name] is not None), key=lambda name: -means[name])
+    labelled = [name for name in ordered if name in ("taylor", "taylor_2016", "functionality")]
+    free = [name for name in ordered if name not in labelled and name != "random"]
+    told = ", ".join(f"{_percent(means[name])} % by `{name}`" for name in ordered)
+    found = {"bare": told, "bare_accuracy": _percent(tree["network"]["accuracy"]["mean"])}
+    return {**found, "bare_best_free": f"`{free[0]}`", "bare_best_labelled": f"`{labelled[0]}`"}
 
 
 def _tables() -> dict[str, str]:
