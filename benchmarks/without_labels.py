@@ -27,7 +27,6 @@ LADDER = ("reconstruct", "distill")
 ROWS = (
     Row("l1", "prunus", "l1", "uniform", rungs=LADDER),
     Row("lasso", "prunus", "lasso", "auto", rungs=LADDER),
-    Row("fpgm", "prunus", "fpgm", "uniform", rungs=LADDER),
 )
 
 
