@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,6 +11,8 @@ COLOURS = {"prunus": "#2a78d6", "torch-pruning": "#d6572a", "control": "#777777"
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 LEFT, TOP, WIDE, HIGH = 60, 46, 420, 330
 BANDS = 2
+NEAREST = 24
+"""Pixels between the labels of two costs, at least."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ def curves(title: str, unit: str, drawn: Sequence[Curve]) -> str:
     """The picture; rows are named at the right, in the order of their accuracy at the lowest cost."""
     costs = [x for curve in drawn for x, _, _ in curve.points]
     values = [y + sign * spread for curve in drawn for _, y, spread in curve.points for sign in (-1, 1)]
-    low, high = min(values), max(values)
+    ticks = _ticks(min(values), max(values))
+    low, high = ticks[0], ticks[-1]
     span, width = (high - low) or 1.0, (max(costs) - min(costs)) or 1.0
 
     def at(x: float, y: float) -> str:
@@ -34,12 +38,11 @@ def curves(title: str, unit: str, drawn: Sequence[Curve]) -> str:
     ordered = sorted(drawn, key=lambda curve: -min(curve.points)[1])
     banded = [c for side in COLOURS for c in [c for c in ordered if c.side == side][:BANDS]]
     parts = [f'<text x="12" y="24" font-size="14" font-weight="600">{escape(title)}</text>']
-    for i in range(6):
-        value = low + span * i / 5
+    for value in ticks:
         y = at(min(costs), value).split(",")[1]
         parts.append(f'<line x1="{LEFT}" y1="{y}" x2="{LEFT + WIDE}" y2="{y}" stroke="#e4e4e4"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{float(y) + 4:.1f}" text-anchor="end" fill="#555">{value:.1f}</text>')
-    for cost in sorted({round(x) for x in costs}):
+        parts.append(f'<text x="{LEFT - 8}" y="{float(y) + 4:.1f}" text-anchor="end" fill="#555">{value:g}</text>')
+    for cost in _apart(sorted({round(x) for x in costs}), NEAREST * width / WIDE):
         x = at(cost, low).split(",")[0]
         parts.append(f'<text x="{x}" y="{TOP + HIGH + 18}" text-anchor="middle" fill="#555">{cost}</text>')
     for curve in banded:
@@ -50,6 +53,8 @@ def curves(title: str, unit: str, drawn: Sequence[Curve]) -> str:
         nth = [c for c in ordered if c.side == curve.side].index(curve)
         style = f'stroke="{COLOURS[curve.side]}" stroke-dasharray="{DASHES[nth % len(DASHES)]}" fill="none" stroke-width="1.6"'
         parts.append(f'<polyline points="{" ".join(at(x, y) for x, y, _ in sorted(curve.points))}" {style}/>')
+        dots = [at(x, y).split(",") for x, y, _ in curve.points]
+        parts += [f'<circle cx="{x}" cy="{y}" r="2.4" fill="{COLOURS[curve.side]}"/>' for x, y in dots]
         y = TOP + 6 + 15 * i
         parts.append(f'<line x1="{LEFT + WIDE + 24}" y1="{y}" x2="{LEFT + WIDE + 54}" y2="{y}" {style}/>')
         parts.append(f'<text x="{LEFT + WIDE + 60}" y="{y + 4}">{escape(curve.name)}</text>')
@@ -58,3 +63,20 @@ def curves(title: str, unit: str, drawn: Sequence[Curve]) -> str:
     whole = LEFT + WIDE + 230
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {height}" font-family="sans-serif" font-size="12">'
     return "\n".join([head, f'<rect width="{whole}" height="{height}" fill="#fff"/>', *parts, "</svg>", ""])
+
+
+def _ticks(lowest: float, highest: float) -> list[float]:
+    """Round values, four to eight of them, from below the lowest to above the highest."""
+    rough = (highest - lowest or 1.0) / 5
+    unit = 10 ** math.floor(math.log10(rough))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+    return [step * i for i in range(math.floor(lowest / step), math.ceil(highest / step) + 1)]
+
+
+def _apart(costs: Sequence[int], least: float) -> list[int]:
+    """Those of the costs, ascending, that are at least so far from the one before."""
+    found: list[int] = []
+    for cost in costs:
+        if not found or cost - found[-1] >= least:
+            found.append(cost)
+    return found

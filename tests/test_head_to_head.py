@@ -182,3 +182,11 @@ def test_curves_are_a_picture() -> None:
     space = "{http://www.w3.org/2000/svg}"
     assert len(tree.findall(f"{space}polyline")) == 9 and len(tree.findall(f"{space}polygon")) == 6, "bands for two of each side"
     assert "control<2>" in [text.text for text in tree.findall(f"{space}text")]
+
+
+def test_ticks_are_round_and_labels_keep_apart() -> None:
+    curves = module("_curves")
+    assert curves._ticks(53.9, 83.9) == [50, 60, 70, 80, 90]
+    assert curves._ticks(84.88, 85.67) == pytest.approx([84.8, 85.0, 85.2, 85.4, 85.6, 85.8])
+    assert len(curves._ticks(3.0, 3.0)) >= 1
+    assert curves._apart([25, 26, 33, 34, 50, 51], 2.0) == [25, 33, 50]
