@@ -4,7 +4,8 @@
 
 ResNet-20 on CIFAR-10 (JPEG), trained networks, images, their order and epochs as in head_to_head.py, whose folder this shares; a
 quarter of the multiply-adds; the loss is the divergence from the unpruned network's softened answers and feature maps alone
-(`recover.distill = 1.0`). Validation and test images keep their labels, to judge by. Finished parts are kept.
+(`recover.distill = 1.0`). Validation and test images keep their labels, to judge by. Finished parts are
+kept; the table shows what there is.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH", help="cifar10 and resnet20_weights")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="the folder of head_to_head.py")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rows", help="make only these now, separated by commas; the table shows all there are")
     args = parser.parse_args()
     table = read_tables(Path(__file__).parent / "head_to_head.toml")[0]["resnet20"]
     places = dict(item.split("=", 1) for item in args.data)
@@ -49,22 +51,25 @@ def main() -> None:
         raise SystemExit(f"this needs --data {'=PATH --data '.join(sorted(absent))}=PATH")
     folder = args.folder / "head_to_head_resnet20"
     folder.mkdir(parents=True, exist_ok=True)
-    found: list[dict[str, Any]] = []
-    for row in ROWS:
-        parts: list[dict[str, Any]] = []
+    for row in [row for row in ROWS if not args.rows or row.name in args.rows.split(",")]:
         for seed in map(int, args.seeds.split(",")):
             file = folder / f"without-labels-{row.name}-{seed}.json"
             if not file.exists():
                 own = Row(**{**vars(row), "name": f"without-labels-{row.name}"})
                 part = Unlabelled(table, own, RATIO, table.recipe_of(seed, places), folder)
                 write_atomically(file, json.dumps({"seed": seed, **part.made()}).encode())
-            parts.append(json.loads(file.read_text()))
-            print(f"{row.name}, seed {seed}: {100 * parts[-1]['after']:.2f} %", flush=True)
-        figures = {name: spread([part[name] for part in parts]) for name in ("before", "after", "macs", "parameters")}
-        seconds = {name: spread([part["seconds"][name] for part in parts]) for name in ("pruning", "recovery")}
-        about = {"row": row.name, "allocator": row.allocator, "ratio": RATIO, "seeds": [part["seed"] for part in parts]}
-        found.append({**about, **figures, "seconds": seconds, "bases": [part["base"] for part in parts]})
+            print(f"{row.name}, seed {seed}: {100 * json.loads(file.read_text())['after']:.2f} %", flush=True)
+    found = [summary(row, folder) for row in ROWS if list(folder.glob(f"without-labels-{row.name}-*.json"))]
     store(found, table.epochs)
+
+
+def summary(row: Row, folder: Path) -> dict[str, Any]:
+    """A row over the seeds there are."""
+    parts = [json.loads(file.read_text()) for file in sorted(folder.glob(f"without-labels-{row.name}-*.json"))]
+    figures = {name: spread([part[name] for part in parts]) for name in ("before", "after", "macs", "parameters")}
+    seconds = {name: spread([part["seconds"][name] for part in parts]) for name in ("pruning", "recovery")}
+    about = {"row": row.name, "allocator": row.allocator, "ratio": RATIO, "seeds": [part["seed"] for part in parts]}
+    return {**about, **figures, "seconds": seconds, "bases": [part["base"] for part in parts]}
 
 
 def store(rows: list[dict[str, Any]], epochs: int) -> None:
