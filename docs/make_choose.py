@@ -19,8 +19,8 @@ TEXT = """<!-- Written by docs/make_choose.py from benchmarks/results: run `make
 # Which method when
 
 Only what was measured in this repository, on small to middling networks: one for digits ({digits_accuracy} % before), ResNet-20
-on CIFAR-10 (JPEG) ({resnet20_full} %), MobileNetV2 ({cats_before} %) and a VGG-style network on cats and dogs. Where nothing was measured,
-the table says so. The literature's claims, tried one by one: [evidence](evidence.md).
+on CIFAR-10 (JPEG) ({resnet20_full} %), MobileNetV2 ({cats_before} %) and a VGG-style network on cats and dogs. Where nothing was
+measured, the table says so. The literature's claims, tried one by one: [evidence](evidence.md).
 
 | you have | without labels | with labels |
 |---|---|---|
