@@ -63,7 +63,7 @@ def test_multiply_adds_of_the_layers_are_those_of_the_network():
 def test_a_divided_layer_is_the_sum_of_its_parts():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)).eval()
-    x = torch.randn(2, 3, 8, 8)
+    x = torch.randn(8, 3, 8, 8)
     full = prunus.trace(model, x)
     found = factorize(model, [x], prunus.Budget(macs=0.6))
     small = prunus.trace(found.model, x)
