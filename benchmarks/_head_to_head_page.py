@@ -100,7 +100,7 @@ def page(tree: Mapping[str, Any]) -> str:
         took = tree.get("latency", {}).get(f"{row['row']}-{row['ratio']}x")
         share = f"1 / {row['ratio']}" if row["way"] != "longer" else "1"
         macs = f"{row['macs']['mean'] / 1e6:.2f}" + ("" if row["equal_macs"] else " (not equal)")
-        figures = [_percent(row["before"]), _percent(row["after"]), macs, f"{row['parameters']['mean'] / 1e6:.3f}"]
+        figures = [percent(row["before"]), percent(row["after"]), macs, f"{row['parameters']['mean'] / 1e6:.3f}"]
         times = ["" if took is None else f"{took['median_ms']:.2f}", *(f"{v['mean']:.0f}" for v in row["seconds"].values())]
         cells.append([share, row["row"], side(row), str(len(row["seeds"])), *figures, *times])
     about = (
@@ -109,7 +109,7 @@ def page(tree: Mapping[str, Any]) -> str:
         "of each side are chosen by validation images, among those with the most seeds, and compared on the test images."
     )
     longer = next((row for row in tree["rows"] if row["way"] == "longer" and row["before"]), None)
-    notes = [] if longer is None else [f"Unpruned, before any recovery: {_percent(longer['before'])} %."]
+    notes = [] if longer is None else [f"Unpruned, before any recovery: {percent(longer['before'])} %."]
     if "full" in tree.get("latency", {}):
         full = tree["latency"]["full"]["median_ms"]
         notes.append(f"Latency of one image on one thread, all in turn, of the first seed; unpruned {full:.2f} ms.")
@@ -132,7 +132,8 @@ def page(tree: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _percent(figure: Mapping[str, Any] | None) -> str:
+def percent(figure: Mapping[str, Any] | None) -> str:
+    """Mean and, where there is one, standard deviation."""
     if figure is None:
         return ""
     return f"{100 * figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {100 * figure['std']:.2f}")

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from _criteria import RESULTS, markdown
 from _head_to_head import Part, Row, read_tables
-from _head_to_head_page import spread
+from _head_to_head_page import percent, spread
 
 from prunus.config import RecoverConfig
 from prunus.files import write_atomically
@@ -55,7 +56,7 @@ def main() -> None:
         for seed in map(int, args.seeds.split(",")):
             file = folder / f"without-labels-{row.name}-{seed}.json"
             if not file.exists():
-                own = Row(**{**vars(row), "name": f"without-labels-{row.name}"})
+                own = replace(row, name=f"without-labels-{row.name}")
                 part = Unlabelled(table, own, RATIO, table.recipe_of(seed, places), folder)
                 write_atomically(file, json.dumps({"seed": seed, **part.made()}).encode())
             print(f"{row.name}, seed {seed}: {100 * json.loads(file.read_text())['after']:.2f} %", flush=True)
@@ -81,9 +82,6 @@ def store(rows: list[dict[str, Any]], epochs: int) -> None:
         "rows": rows,
     }
     write_atomically(RESULTS / "without_labels.json", (json.dumps(tree, indent=1) + "\n").encode())
-
-    def percent(figure: dict[str, Any]) -> str:
-        return f"{100 * figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {100 * figure['std']:.2f}")
 
     cells = [
         [
