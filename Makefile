@@ -8,11 +8,12 @@ STAMP := $(VENV)/.installed-$(FINGERPRINT)
 BENCH_STAMP := $(VENV)/.bench-$(FINGERPRINT)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help setup demo test lint format bench coverage-matrix docs docs-methods docs-notebook docs-evidence
+.PHONY: help setup demo test test-pages lint format bench coverage-matrix docs docs-methods docs-notebook docs-evidence
 
 help:
 	@echo "make demo   install if needed, then prune a trained network end to end"
 	@echo "make test   install if needed, then run the tests (ARGS='-k name' to choose, ARGS='-m slow' for the slow ones)"
+	@echo "make test-pages  run the code and the commands of README, how-to pages, tutorials and notebook"
 	@echo "make lint   ruff, the formatter's check, pyright strict on src/"
 	@echo "make format let ruff mend what it can"
 	@echo "make bench  run every file of benchmarks/ (hours; single claims: prunus benchmark NAME)"
@@ -52,6 +53,10 @@ demo: $(STAMP)
 # Two processes of one torch thread each (tests/conftest.py); one file stays in one process, so that its fixtures run once.
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# By test, not by file: a page is a test, and most stand in one file.
+test-pages: $(STAMP)
+	@$(BIN)/python -m pytest -n 2 -m "pages and not slow" $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

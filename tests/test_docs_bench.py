@@ -36,6 +36,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.M | re.S)
 
 
+@pytest.mark.pages
 @pytest.mark.filterwarnings("ignore::prunus.PrunusWarning")
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
@@ -61,6 +62,7 @@ def test_options_of_the_page_exist() -> None:
     assert named and all(option in told for option in named)
 
 
+@pytest.mark.pages
 @pytest.mark.filterwarnings("ignore::prunus.PrunusWarning")
 def test_the_example_for_continuous_integration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its lines pass on a tiny network, and the first fails once the budget is too small for it."""

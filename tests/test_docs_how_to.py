@@ -30,6 +30,7 @@ def blocks(path: Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S)
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_blocks(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if path.stem in NEEDS:
@@ -74,6 +75,7 @@ def _anchor(title: str) -> str:
     return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip())
 
 
+@pytest.mark.pages
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     """Every page is in the navigation, every public name has its docstring there."""
     pytest.importorskip("mkdocs")

@@ -33,6 +33,7 @@ def printed(notebook: dict[str, Any]) -> list[str]:
     return [re.sub(r"[\d.,#e+%-]+", "0", text) for text in outputs]
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_what_is_committed_is_what_it_prints(
     path: Path, runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

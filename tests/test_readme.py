@@ -37,6 +37,7 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
     assert README.index("make demo") < README.index("make test") < README.index("import prunus")
 
 
+@pytest.mark.pages
 def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
@@ -46,6 +47,7 @@ def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "removed == silenced: largest relative error" in capsys.readouterr().out
 
 
+@pytest.mark.pages
 def test_command_line_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process: a new one for every command would take longer than the commands."""
     monkeypatch.chdir(tmp_path)
@@ -85,6 +87,7 @@ def test_make_commands_do_what_the_readme_says() -> None:
         assert last in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.pages
 def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     done = subprocess.run(
         prunus_command("demo"),

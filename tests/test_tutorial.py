@@ -22,6 +22,7 @@ def blocks(path: Path, language: str) -> list[str]:
     return [text for kind, text in found if kind == language]
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_blocks(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("plotly")
