@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -150,3 +153,39 @@ def test_mixed_images_are_shown_to_the_teacher_once() -> None:
     assert len(calls) == 1
     loss_fn(student(x.clone()), (x.clone(), torch.tensor([1, 1])))
     assert len(calls) == 2
+
+
+MIXED = """
+import torch
+from torch import nn
+from prunus.config import OptimizerConfig
+from prunus.training import train
+from prunus.training.distill import DistillationLoss
+from prunus.training.features import FeatureLoss, feature_pairs
+
+torch.manual_seed(0)
+def network(width):
+    convolution = nn.Conv2d(1, width, 3), nn.BatchNorm2d(width)
+    return nn.Sequential(*convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2))
+teacher, student, dtypes = network(6), network(4), []
+batch = (torch.randn(8, 1, 5, 5), torch.arange(8) % 2)
+kept = {"1.weight": {0: torch.tensor([0, 2, 3, 5])}}
+features = FeatureLoss(teacher, student, feature_pairs(teacher, student, kept, batch[0]))
+teacher.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
+loss_fn = DistillationLoss(teacher, 0.5, 2.0, features=features, feature_weight=0.1)
+alone = loss_fn._answer(batch[0].clone())
+settings = OptimizerConfig(epochs=2, lr=0.1, warmup_epochs=0)
+with loss_fn.watching():
+    log = train(student, [batch], settings, seed=0, loss_fn=loss_fn, mixed_precision="bf16")
+    mixed = loss_fn._answer(batch[0].clone())
+print(*(str(dtype).removeprefix("torch.") for dtype in dtypes), mixed.dtype, bool(0 < (alone - mixed).abs().max() < 0.02))
+print(log.epochs[0].loss > log.epochs[1].loss)
+"""
+
+
+def test_the_teacher_runs_in_trainings_mixed_precision() -> None:
+    """In a process of its own, for a process has one mixed precision; before training starts there is none."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    run = subprocess.run([sys.executable, "-c", MIXED], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.splitlines() == ["float32 bfloat16 bfloat16 torch.float32 True", "True"]

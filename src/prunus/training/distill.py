@@ -13,6 +13,7 @@ from torch.nn import functional
 from prunus.errors import TrainingError
 from prunus.training.features import FeatureLoss
 from prunus.training.objective import Objective
+from prunus.training.placement import training_precision
 from prunus.types import ForwardFn
 
 
@@ -21,8 +22,8 @@ class DistillationLoss:
 
     The second part is T^2 KL(softmax(teacher / T) || softmax(student / T)), a mean over the batch: Hinton, Vinyals and Dean,
     "Distilling the Knowledge in a Neural Network" (2015), section 2. ``features`` adds ``feature_weight`` times the distance of
-    the feature maps. The teacher runs in eval mode, on the same images, without gradients; where none are being computed
-    (validation) the labels' loss alone is returned, so that figures stay comparable.
+    the feature maps. The teacher runs in eval mode, on the same images, in training's mixed precision, without gradients; where
+    none are being computed (validation) the labels' loss alone is returned, so that figures stay comparable.
 
     Raises:
         TrainingError: an output isn't logits of the same shape as the teacher's.
@@ -71,6 +72,7 @@ class DistillationLoss:
     def _answer(self, inputs: Any) -> Any:
         """What the teacher says; asked once for the same images (mixup compares them with two sets of labels)."""
         if self._answered[0] is not inputs:
-            with torch.no_grad():
-                self._answered = inputs, self.labels.forward(self.teacher, inputs)
+            with torch.no_grad(), training_precision():
+                answer = self.labels.forward(self.teacher, inputs)
+            self._answered = inputs, answer.float() if isinstance(answer, Tensor) else answer
         return self._answered[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any, Literal, TypeAlias, cast
 from weakref import WeakSet
@@ -13,7 +13,7 @@ from weakref import WeakSet
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, prepare_data_loader
-from accelerate.state import is_initialized
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import broadcast, send_to_device
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
@@ -64,6 +64,15 @@ def _mixed_precision_of_device() -> str:
     if not torch.cuda.is_available():
         return "no"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def training_precision() -> AbstractContextManager[Any]:
+    """For another network's forward passes in training: the mixed precision that the trained one has, if it has one."""
+    if not is_initialized():
+        return nullcontext()
+    state = AcceleratorState()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(state.mixed_precision))
+    return nullcontext() if dtype is None else torch.autocast(state.device.type, dtype)
 
 
 def share_batches(accelerator: Accelerator, loader: Iterable[Any], *, even: bool) -> Iterable[Any]:
