@@ -3,9 +3,9 @@
     python benchmarks/reconstruction_resnet50.py [--threads 2] [--images 160] [--points 32]
 
 Random weights with batch-norm statistics that fit them; 5,120 points of every layer, about the paper's 5,000. The images pass
-through the original network once, and for every layer through the small one as far as it lies, so that time grows with their
-number and the square of the depth; solving takes as long whatever their number. The largest resident size is the process's, with
-everything that Python and PyTorch load. Wanted: under 3 minutes and 3 GB on two cores. "processor seconds" are those of all
+through both networks once, standing still at every layer of the small one until it is refitted, so that time grows with their
+number and the depth; solving takes as long whatever their number. The largest resident size is the process's, with everything
+that Python and PyTorch load. Wanted: under 3 minutes and 3 GB on two cores. "processor seconds" are those of all
 threads together: on a machine that does other things, too, the seconds say less.
 """
 

@@ -15,6 +15,7 @@ from prunus.reconstruction.layer_samples import Sample, samples
 from prunus.reconstruction.layer_sites import Site
 from prunus.reconstruction.normal_equations import NormalEquations, Solution
 from prunus.reconstruction.original import Original
+from prunus.reconstruction.paused_passes import PausedPasses
 from prunus.surgery import SurgeryRecord
 
 POINTS_PER_IMAGE = 10
@@ -70,9 +71,10 @@ def refit_layer(
     *,
     ridge: float | None = None,
     behind_relu: bool = False,
+    passes: PausedPasses | None = None,
 ) -> LayerFit:
     """`reconstruct` for one layer, in place."""
-    fitting, held = gather(small, original, site, record)
+    fitting, held = gather(small, original, site, record, passes)
     tensors = dict(named_tensors(small))
     weight = _as_matrix(tensors[site.weight], site)
     bias = tensors[site.bias].double() if site.bias is not None else weight.new_zeros(len(tensors[site.weight]))
@@ -82,7 +84,7 @@ def refit_layer(
     trials = RIDGES if ridge is None else (ridge,)
     found, before, after = _best(fitting, held, now, fixed, importance, trials, forced=ridge is not None)
     if behind_relu and site.relu and before > EXACT:
-        problem, is_held = _held_points(small, original, site, record)
+        problem, is_held = _held_points(small, original, site, record, passes)
         start = found if found is not None else fitting.plus(held).solve(weight, RIDGES[1], fixed)
         trial = refine(problem.part(~is_held), start, fixed)
         seen = problem.part(is_held)
@@ -120,7 +122,9 @@ def _best(
     return None if best is None else fitting.plus(held).solve(now.weight, best.ridge, fixed), before, after
 
 
-def _held_points(small: nn.Module, original: Original, site: Site, record: SurgeryRecord) -> tuple[ReluProblem, Tensor]:
+def _held_points(
+    small: nn.Module, original: Original, site: Site, record: SurgeryRecord, passes: PausedPasses | None
+) -> tuple[ReluProblem, Tensor]:
     """The first points of the layer, as many as `MOST_BYTES` hold, and which of them are of held-out images."""
     tensors = dict(named_tensors(small))
     weight = _as_matrix(tensors[site.weight], site)
@@ -128,7 +132,7 @@ def _held_points(small: nn.Module, original: Original, site: Site, record: Surge
     scale, shift = site.affine(tensors, groups * outputs)
     most = max(MOST_BYTES // (8 * groups * inputs), 1)
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for sample in samples(small, original, site, original_of(record, site.weight)):
+    for sample in samples(small, original, site, original_of(record, site.weight), passes):
         x = sample.x.double().reshape(len(sample.x), groups, inputs)
         offset = shift + (0.0 if sample.shortcut is None else sample.shortcut.double())
         wanted = (target(small, original.model, site, record, sample) * scale + offset).clamp_min(0)
@@ -141,13 +145,15 @@ def _held_points(small: nn.Module, original: Original, site: Site, record: Surge
     return ReluProblem(x, wanted.reshape(shape), offset.reshape(shape), scale.reshape(groups, outputs)), is_held
 
 
-def gather(small: nn.Module, original: Original, site: Site, record: SurgeryRecord) -> tuple[NormalEquations, NormalEquations]:
+def gather(
+    small: nn.Module, original: Original, site: Site, record: SurgeryRecord, passes: PausedPasses | None = None
+) -> tuple[NormalEquations, NormalEquations]:
     """Normal equations of the images to fit on and of those held out."""
     weight = dict(named_tensors(small))[site.weight]
     groups = int(site.layer.calls[0].settings.get("groups", 1))
     shape = (groups, weight[0].numel(), len(weight) // groups)
     fitting, held = (NormalEquations(*shape, weight.device) for _ in range(2))
-    for sample in samples(small, original, site, original_of(record, site.weight)):
+    for sample in samples(small, original, site, original_of(record, site.weight), passes):
         x = sample.x.double().reshape(len(sample.x), groups, shape[1])
         y = target(small, original.model, site, record, sample).reshape(len(x), groups, shape[2])
         if not bool(torch.isfinite(x).all() & torch.isfinite(y).all()):

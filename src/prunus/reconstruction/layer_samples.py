@@ -15,6 +15,7 @@ from prunus.importance.readers import ReadingCall
 from prunus.reconstruction.layer_sites import Site
 from prunus.reconstruction.layer_visits import Watch, visit
 from prunus.reconstruction.original import Original
+from prunus.reconstruction.paused_passes import PausedPasses
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +30,13 @@ class Sample:
     images: Tensor
 
 
-def samples(small: nn.Module, original: Original, site: Site, weight: str) -> Iterator[Sample]:
+def samples(
+    small: nn.Module, original: Original, site: Site, weight: str, passes: PausedPasses | None = None
+) -> Iterator[Sample]:
     """Pass the data through the small network as far as the layer, batch by batch; the same points are taken as in the original.
 
     Nothing is kept from batch to batch. x is of ``small`` and y of ``weight`` in the original: what earlier layers do wrong is
-    part of x.
+    part of x. With ``passes`` a batch goes on from the layer that was looked at last, where it can.
     """
     run, generator = original.run, original.generator()
     seen = 0
@@ -41,7 +44,10 @@ def samples(small: nn.Module, original: Original, site: Site, weight: str) -> It
         before = original.at(weight, site, number, batch, generator)
         places = iter([found.places for found in before])
         watch = Watch(dict(named_tensors(small))[site.weight], site, lambda _, __, places=places: next(places), _read)
-        visit(small, run.inputs(to_device(batch, small)), run, [watch])
+        if passes is None:
+            visit(small, run.inputs(to_device(batch, small)), run, [watch])
+        else:
+            passes.visit(number, batch, run, watch)
         images = 0
         for a, b in zip(watch.found, before, strict=True):
             images = max(images, a.images)

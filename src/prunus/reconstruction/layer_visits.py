@@ -62,12 +62,14 @@ class Watch:
             self._call = call
             self._way[out] = True
 
-    def follow(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """Go along from the layer to the sum behind it."""
+    def follow(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> bool:
+        """Go along from the layer to the sum behind it; whether this was a step of that way."""
         if self._call is None or not args or not isinstance(args[0], Tensor) or args[0] not in self._way:
-            return
-        if norm_call(func, args, kwargs) is not None or is_open_dropout(func, args, kwargs):
-            self._way[out] = True
+            return False
+        if norm_call(func, args, kwargs) is None and not is_open_dropout(func, args, kwargs):
+            return False
+        self._way[out] = True
+        return True
 
     def look_at_sum(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take what is added, before it is."""
@@ -136,7 +138,12 @@ def visit(model: nn.Module, inputs: Any, run: DataRun, watches: Iterable[Watch])
     except _Seen:
         return
     for watch in mode.missing:
-        raise UnsupportedNetwork(
-            f"on one of the batches `{watch.site.weight}` isn't used as on the first: the network's program depends on its data, "
-            "so this layer can't be reconstructed; leave it out with `skip`"
-        )
+        raise unlike_the_first(watch)
+
+
+def unlike_the_first(watch: Watch) -> UnsupportedNetwork:
+    """What to say where a pass ended and the watch's layer wasn't seen as a whole."""
+    return UnsupportedNetwork(
+        f"on one of the batches `{watch.site.weight}` isn't used as on the first: the network's program depends on its data, "
+        "so this layer can't be reconstructed; leave it out with `skip`"
+    )

@@ -60,7 +60,7 @@ class Original:
         try:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`; a full disk is noticed at once
             for number, batch in enumerate(self.run):
-                key = _digest(batch)
+                key = digest(batch)
                 if key is None or self._file.tell() > MOST_STORED:
                     break
                 watches = {name: self._watch(name, site, generators[name]) for name, site in sites.items()}
@@ -80,7 +80,7 @@ class Original:
         remembered."""
         stored = self._stored.get((weight, number), [])
         same = [entry.in_sum == site.in_sum for entry in stored]
-        if self._file is not None and all(same) and len(same) == len(site.layer.calls) and stored[0].batch == _digest(batch):
+        if self._file is not None and all(same) and len(same) == len(site.layer.calls) and stored[0].batch == digest(batch):
             device = dict(named_tensors(self.model))[weight].device
             return [self._read(self._file, entry, device) for entry in stored]
         watch = self._watch(weight, site, generator)
@@ -123,7 +123,7 @@ class Original:
         return Visited(places, stored.images, stored.positions, values, *shortcut)
 
 
-def _digest(batch: Any) -> bytes | None:
+def digest(batch: Any) -> bytes | None:
     """What tells a batch from another one; None where it holds something whose contents can't be seen."""
     leaves, shape = pytree.tree_flatten(batch)
     digest = hashlib.blake2b(repr(shape).encode(), digest_size=16)

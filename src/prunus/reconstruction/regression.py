@@ -18,6 +18,7 @@ from prunus.reconstruction.layer_fit import POINTS_PER_IMAGE, LayerFit, original
 from prunus.reconstruction.layer_samples import check_repeatable
 from prunus.reconstruction.layer_sites import Site, find_sites
 from prunus.reconstruction.original import Original
+from prunus.reconstruction.paused_passes import PausedPasses
 from prunus.surgery import SurgeryRecord
 from prunus.types import ForwardFn
 
@@ -79,9 +80,10 @@ def reconstruct(
             are: recalibrating them afterwards undoes part of it (ResNet-20 on CIFAR-10 at half the MACs: 78 -> 75 %).
         full: the network before; untouched.
         record: the record of the surgery that leads from ``full`` to ``small``.
-        data: batches ``(inputs, targets)`` or inputs alone, gone through once for every layer: a loader or a list. What the
-            original gives is kept in a temporary file: it computes each batch once, if batches come back the same. With a loader
-            that shuffles or augments it has to do so for every layer, which takes about three times as long.
+        data: batches ``(inputs, targets)`` or inputs alone, gone through once for every layer: a loader or a list. If batches come back the
+            same, the original computes each once (what it gives is kept in a temporary file), and so does ``small``, as far as
+            `MOST_HELD` bytes of feature maps reach: batches stand still at a layer until it is refitted. Otherwise, as with a
+            loader that shuffles or augments, both begin anew for every layer, and time grows with the square of the depth.
         points: points drawn from every image's output map (the paper: 10 on 5,000 images).
         ridge: None: chosen for every layer; a share of the mean diagonal of the normal equations; 0: plain least squares, with
             `FALLBACK_RIDGE` where that is ill-conditioned. With a number every layer is refitted on all images.
@@ -105,10 +107,10 @@ def reconstruct(
         chosen.remove(site)
         not_fitted[site.weight] = "it is inside a row of layers, whose last alone has outputs that the original had"
     fits: list[LayerFit] = []
-    with Original(full, run, points, seed) as original, _restored_on_failure(small):
+    with Original(full, run, points, seed) as original, PausedPasses(small) as passes, _restored_on_failure(small):
         original.remember({original_of(record, site.weight): site for site in chosen})
         for site in chosen:
-            fits.append(refit_layer(small, original, site, record, ridge=ridge, behind_relu=behind_relu))
+            fits.append(refit_layer(small, original, site, record, ridge=ridge, behind_relu=behind_relu, passes=passes))
             if on_layer is not None:
                 on_layer(fits[-1])
     return ReconstructionReport(tuple(fits), not_fitted)
