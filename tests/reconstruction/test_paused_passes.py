@@ -21,6 +21,7 @@ from prunus.importance.evidence import DataRun
 from prunus.reconstruction import ReconstructionReport, paused_passes, reconstruct
 from prunus.reconstruction.layer_sites import find_sites
 from prunus.reconstruction.layer_visits import Watch
+from prunus.reconstruction.original import digest
 from prunus.reconstruction.paused_passes import PausedPasses
 from refitting import Block, data, half, settled
 from small_nets import Residual
@@ -216,7 +217,7 @@ def test_feature_maps_that_stand_still_are_counted() -> None:
         counted = []
         for name, site in sites.items():
             watch = Watch(dict(named_tensors(full))[name], site, lambda *_: torch.arange(3), lambda *_: torch.zeros(1))
-            passes.visit(0, batch, run, watch)
+            passes.visit(0, batch, digest(batch), run, watch)
             counted.append(passes._bytes[0])
     bytes_of_one_channel = 4 * 64 * 8
     assert counted[0] == bytes_of_one_channel * (1 + len(dict(named_tensors(full))[next(iter(sites))]))

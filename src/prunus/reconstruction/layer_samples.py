@@ -14,7 +14,7 @@ from prunus.importance.points import inputs_at
 from prunus.importance.readers import ReadingCall
 from prunus.reconstruction.layer_sites import Site
 from prunus.reconstruction.layer_visits import Watch, visit
-from prunus.reconstruction.original import Original
+from prunus.reconstruction.original import Original, digest
 from prunus.reconstruction.paused_passes import PausedPasses
 
 
@@ -41,13 +41,14 @@ def samples(
     run, generator = original.run, original.generator()
     seen = 0
     for number, batch in enumerate(run):
-        before = original.at(weight, site, number, batch, generator)
+        key = digest(batch)
+        before = original.at(weight, site, number, batch, key, generator)
         places = iter([found.places for found in before])
         watch = Watch(dict(named_tensors(small))[site.weight], site, lambda _, __, places=places: next(places), _read)
         if passes is None:
             visit(small, run.inputs(to_device(batch, small)), run, [watch])
         else:
-            passes.visit(number, batch, run, watch)
+            passes.visit(number, batch, key, run, watch)
         images = 0
         for a, b in zip(watch.found, before, strict=True):
             images = max(images, a.images)

@@ -20,7 +20,6 @@ from torch.utils import _pytree as pytree  # pyright: ignore[reportPrivateUsage]
 from prunus.importance.evidence import DataRun, to_device
 from prunus.importance.readers import ReadingCall, reading_call
 from prunus.reconstruction.layer_visits import Watch, unlike_the_first, visit
-from prunus.reconstruction.original import digest
 from prunus.reconstruction.reading_layers import in_evaluation
 from prunus.types import ForwardFn, call_model
 
@@ -188,16 +187,15 @@ class PausedPasses:
         self._standing: dict[int, tuple[bytes, PausedPass]] = {}
         self._bytes: dict[int, int] = {}
 
-    def visit(self, number: int, batch: Any, run: DataRun, watch: Watch) -> None:
+    def visit(self, number: int, batch: Any, key: bytes | None, run: DataRun, watch: Watch) -> None:
         """Pass the data's ``number``-th batch through the network until the watch has seen its layer.
 
         A batch goes on from where it stands, if it is the same as before and the layer lies ahead; so layers are best looked at
-        in the order of execution, and each refitted before the next.
+        in the order of execution, and each refitted before the next. ``key``: the batch's `digest`.
 
         Raises:
             UnsupportedNetwork: the layer isn't used as on the first batch.
         """
-        key = digest(batch)
         if key is None or len(watch.site.layer.calls) > 1 or torch.is_autocast_enabled(watch.weight.device.type):
             self._close(number)
             visit(self._model, run.inputs(to_device(batch, self._model)), run, [watch])

@@ -80,10 +80,11 @@ def reconstruct(
             are: recalibrating them afterwards undoes part of it (ResNet-20 on CIFAR-10 at half the MACs: 78 -> 75 %).
         full: the network before; untouched.
         record: the record of the surgery that leads from ``full`` to ``small``.
-        data: batches ``(inputs, targets)`` or inputs alone, gone through once for every layer: a loader or a list. If batches come back the
-            same, the original computes each once (what it gives is kept in a temporary file), and so does ``small``, as far as
-            `MOST_HELD` bytes of feature maps reach: batches stand still at a layer until it is refitted. Otherwise, as with a
-            loader that shuffles or augments, both begin anew for every layer, and time grows with the square of the depth.
+        data: batches ``(inputs, targets)`` or inputs alone, gone through once for every layer: a loader or a list. If
+            batches come back the same, the original computes each once (what it gives is kept in a temporary file), and so does
+            ``small``, as far as `MOST_HELD` bytes of feature maps reach: batches stand still at a layer until it is refitted.
+            Otherwise, as with a loader that shuffles or augments, both begin anew for every layer, and time grows with the square
+            of the depth.
         points: points drawn from every image's output map (the paper: 10 on 5,000 images).
         ridge: None: chosen for every layer; a share of the mean diagonal of the normal equations; 0: plain least squares, with
             `FALLBACK_RIDGE` where that is ill-conditioned. With a number every layer is refitted on all images.
