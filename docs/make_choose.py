@@ -46,9 +46,10 @@ about {seconds} s of one core. By `taylor`: {taylor_removed} % and {taylor_recon
 points ([recovery](../benchmarks/results/recovery.md)).
 
 **4. Labels and an hour.** Test accuracy in percent at equal multiply-adds and equal epochs of recovery, means over the seeds in
-brackets; torch-pruning's row is the one that validation images chose among its own
-([ResNet-20](../benchmarks/results/head_to_head_resnet20.md), [VGG-style](../benchmarks/results/head_to_head_vgg.md),
-[MobileNetV2](../benchmarks/results/head_to_head_mobilenet_v2.md)):
+brackets; the first four by `taylor` and `global_per_cost`, random channels with uniform widths, torch-pruning's row the one that
+validation images chose among its own ([ResNet-20](../benchmarks/results/head_to_head_resnet20.md),
+[ResNet-56](../benchmarks/results/head_to_head_resnet56.md), [MobileNetV2](../benchmarks/results/head_to_head_mobilenet_v2.md),
+[VGG-style](../benchmarks/results/head_to_head_vgg.md)):
 
 {head_to_head}
 
@@ -149,23 +150,22 @@ def _head_to_head() -> dict[str, str]:
 
 def _side_by_side() -> str:
     """The rows that matter of all head-to-head tables there are, at all their ratios."""
-    tables = {"ResNet-20": "head_to_head_resnet20", "VGG-style": "head_to_head_vgg", "MobileNetV2": "head_to_head_mobilenet_v2"}
+    tables = {"ResNet-20": "resnet20", "ResNet-56": "resnet56", "MobileNetV2": "mobilenet_v2", "VGG-style": "vgg"}
     shares = {2: "a half", 3: "a third", 4: "a quarter"}
     shown = {
-        "`taylor`, reconstructed, distilled": "taylor-ladder",
-        "`taylor`, reconstructed, fine-tuned": "taylor-reconstruct",
-        "`taylor`, recalibrated, distilled": "taylor-distill",
-        "`taylor`, recalibrated, fine-tuned": "taylor",
+        "reconstructed, distilled": "taylor-ladder",
+        "reconstructed, fine-tuned": "taylor-reconstruct",
+        "recalibrated, distilled": "taylor-distill",
+        "recalibrated, fine-tuned": "taylor",
         "torch-pruning": "",
-        "random channels, uniform widths": "random",
+        "random, fine-tuned": "random",
     }
-    points = [(title, _read(name), ratio) for title, name in tables.items() for ratio in shares]
-    points = [(title, tree, ratio) for title, tree, ratio in points if any(found["ratio"] == ratio for found in tree["compared"])]
-    lines = ["| | " + " | ".join(f"{title}, {shares[ratio]}" for title, _, ratio in points) + " |"]
-    lines.append("|---|" + "---|" * len(points))
-    for label, name in shown.items():
-        cells = [_cell(tree, ratio, name) for _, tree, ratio in points]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    lines = ["| | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
+    for title, name in tables.items():
+        tree = _read(f"head_to_head_{name}")
+        for found in tree["compared"]:
+            cells = [_cell(tree, found["ratio"], row) for row in shown.values()]
+            lines.append(f"| {title}, {shares[found['ratio']]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -24,7 +24,6 @@ from prunus.reconstruction.layer_visits import Watch
 from prunus.reconstruction.original import digest
 from prunus.reconstruction.paused_passes import PausedPasses
 from refitting import Block, data, half, settled
-from small_nets import Residual
 
 
 class ChangesInPlace(nn.Module):
@@ -206,22 +205,22 @@ def test_what_has_no_room_passes_anew(limit: str, monkeypatch: pytest.MonkeyPatc
     assert expected[2] == 1 + 3 < found[2] <= 1 + 2 + layers
 
 
-def test_feature_maps_that_stand_still_are_counted() -> None:
-    """Behind the first layer: the images and its output; at the sum: the images, which the program still holds, the stem's output
-    through its ReLU and what is added."""
-    full = settled(Residual(), [torch.randn(4, 1, 8, 8).double()])
+@pytest.mark.parametrize("listed", [True, False])
+def test_feature_maps_that_stand_still_are_counted(listed: bool) -> None:
+    """Behind the first of two convolutions stands its output, and the images, which a list holds anyway."""
+    full = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 2, 3)).double()
     batch = torch.randn(4, 1, 8, 8, dtype=torch.float64)
     sites = find_sites(full, batch)
-    run = DataRun([batch])
+    run = DataRun([batch] if listed else iter([batch]))
     with PausedPasses(full) as passes:
         counted = []
         for name, site in sites.items():
             watch = Watch(dict(named_tensors(full))[name], site, lambda *_: torch.arange(3), lambda *_: torch.zeros(1))
             passes.visit(0, batch, digest(batch), run, watch)
             counted.append(passes._bytes[0])
-    bytes_of_one_channel = 4 * 64 * 8
-    assert counted[0] == bytes_of_one_channel * (1 + len(dict(named_tensors(full))[next(iter(sites))]))
-    assert max(counted) < 10 * counted[0] and not passes._bytes and not passes._standing
+    images, first, second = (8 * 4 * channels * size**2 for channels, size in ((1, 8), (3, 6), (2, 4)))
+    assert counted == [(0 if listed else images) + first, (0 if listed else images) + first + second]
+    assert not passes._bytes and not passes._standing
 
 
 def test_threads_end_with_the_work_and_with_an_error() -> None:

@@ -123,7 +123,7 @@ class PausedPass:
         self._version = 0  # of what the layer read
         self._since: list[tuple[_Operation, Tensor]] = []  # from the layer on
         self._seen: set[int] = set()
-        self._made = [weakref.ref(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        self._made = _references(inputs)
         self._next = self._program.start()
 
     def can_reach(self, watch: Watch) -> bool:
@@ -156,7 +156,7 @@ class PausedPass:
         except Exception as error:  # which the program may expect
             self._next = self._program.answer(None, error)
             return
-        self._made += [weakref.ref(leaf) for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+        self._made += _references(out)
         call = reading_call(operation.func, operation.args, operation.kwargs)
         if call is not None:
             self._seen.add(id(call.weight))
@@ -167,10 +167,12 @@ class PausedPass:
             self._since.append((operation, out))
         self._next = self._program.answer(out)
 
-    def held(self) -> int:
-        """Bytes of the feature maps that are still needed; views count, too."""
+    def held(self, others: Any) -> int:
+        """Bytes of the inputs and feature maps that are still needed, but for tensors in ``others``; views count, too."""
         tensors = {id(tensor): tensor for made in self._made if (tensor := made()) is not None}
         self._made = [weakref.ref(tensor) for tensor in tensors.values()]
+        for leaf in pytree.tree_leaves(others):
+            tensors.pop(id(leaf), None)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def close(self) -> None:
@@ -210,7 +212,9 @@ class PausedPasses:
         if not watch.done:
             self._close(number)
             raise unlike_the_first(watch)
-        self._bytes[number] = standing.held()
+        self._bytes[number] = standing.held(
+            batch if isinstance(run.data, (list, tuple)) else ()
+        )  # the caller holds a list anyway
         if sum(self._bytes.values()) > MOST_HELD or len(self._standing) > MOST_PASSES:
             self._close(number)
 
@@ -226,6 +230,10 @@ class PausedPasses:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number in list(self._standing):
             self._close(number)
+
+
+def _references(tree: Any) -> list[weakref.ref[Tensor]]:
+    return [weakref.ref(leaf) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _version(tensor: Tensor) -> int:
