@@ -53,10 +53,11 @@ validation images chose among its own ([ResNet-20](../benchmarks/results/head_to
 
 {head_to_head}
 
-On ResNet-20 the ladder gives most, and fine-tuned alone the two tools are close to each other; on MobileNetV2 the choice of
-channels counts as well; on the VGG-style network, at a quarter, even random ones come back. Over all layers `l1` keeps
-{l1_global} % on ResNet-20 at a quarter, with uniform widths {l1_uniform} % (one seed).
-Distillation needs a teacher worth learning from: the VGG-style network knows little more than its labels.
+On the ResNets the ladder gives most, and fine-tuned alone the two tools are close to each other; on MobileNetV2 the choice of
+channels counts as well; the VGG-style network hardly tells them apart: unpruned and trained as much longer it has
+{vgg_longer} % (three seeds), its quarter trained from random weights {vgg_scratch} % (one seed). Over all layers `l1` keeps
+{l1_global} % on ResNet-20 at a quarter, with uniform widths {l1_uniform} % (one seed). Distillation needs a teacher worth
+learning from: the VGG-style network knows little more than its labels.
 MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} % by `taylor` and `global_per_cost`
 (three seeds). One seed each: {cats_uniform} % with `l1` and uniform widths, {cats_l1} % with `l1` over all layers,
 {cats_random} % at random; at 30 % of the multiply-adds {cats_30} % ([cats_dogs](../benchmarks/results/cats_dogs.md)).
@@ -145,7 +146,10 @@ def _recovery() -> dict[str, str]:
 def _head_to_head() -> dict[str, str]:
     rows = {row["row"]: row["after"]["mean"] for row in _read("head_to_head_resnet20")["rows"] if row["ratio"] == 4}
     names = {"ladder": "taylor-ladder", "l1_uniform": "l1-uniform", "l1_global": "l1-global"}
-    return {**{key: _percent(rows[row]) for key, row in names.items()}, "head_to_head": _side_by_side()}
+    controls = {(row["row"], row["ratio"]): row["after"]["mean"] for row in _read("head_to_head_vgg")["rows"]}
+    found = {key: _percent(rows[row]) for key, row in names.items()}
+    found |= {"vgg_longer": _percent(controls["longer", 2]), "vgg_scratch": _percent(controls["scratch-e", 4])}
+    return {**found, "head_to_head": _side_by_side()}
 
 
 def _side_by_side() -> str:
