@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,18 @@ def error(small: nn.Module, full: nn.Module, x: Tensor) -> float:
     with torch.no_grad():
         y = full(x)
         return float(((small(x) - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum())
+
+
+class Shuffled:
+    """The same batches, in another order every time."""
+
+    def __init__(self, batches: list[Tensor]) -> None:
+        self.batches, self.times = batches, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.times += 1
+        for index in range(len(self.batches)):
+            yield self.batches[(index + self.times) % len(self.batches)]
 
 
 class Two(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 import prunus
 from prunus.errors import PrunusWarning, UnsupportedNetwork
 from prunus.reconstruction import original, reconstruct
-from refitting import EVERY, Block, data, half, settled
+from refitting import EVERY, Block, Shuffled, data, half, settled
 
 
 def given() -> tuple[nn.Module, nn.Module, prunus.SurgeryRecord, list[Tensor]]:
@@ -59,18 +58,6 @@ def test_part_of_the_batches_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = weights(batches)
     monkeypatch.setattr(original, "MOST_STORED", 1)  # the first batch exceeds it, and no second one follows
     assert_same(weights(batches), expected, 1e-9)
-
-
-class Shuffled:
-    """The same batches, in another order every time."""
-
-    def __init__(self, batches: list[Tensor]) -> None:
-        self.batches, self.times = batches, 0
-
-    def __iter__(self) -> Iterator[Tensor]:
-        self.times += 1
-        for index in range(len(self.batches)):
-            yield self.batches[(index + self.times) % len(self.batches)]
 
 
 def test_batches_that_come_in_another_order_are_noticed() -> None:

@@ -23,7 +23,7 @@ from prunus.reconstruction.layer_sites import find_sites
 from prunus.reconstruction.layer_visits import Watch
 from prunus.reconstruction.original import digest
 from prunus.reconstruction.paused_passes import PausedPasses
-from refitting import Block, data, half, settled
+from refitting import Block, Shuffled, data, half, settled
 
 
 class ChangesInPlace(nn.Module):
@@ -170,18 +170,6 @@ def given() -> tuple[nn.Module, nn.Module, prunus.SurgeryRecord, list[Tensor]]:
     batches = data(3, 12)
     full = settled(Block(), batches)
     return *half(full, batches[0]), full, batches  # type: ignore[return-value]
-
-
-class Shuffled:
-    """The same batches, in another order every time."""
-
-    def __init__(self, batches: list[Tensor]) -> None:
-        self.batches, self.times = batches, 0
-
-    def __iter__(self) -> Iterator[Tensor]:
-        self.times += 1
-        for index in range(len(self.batches)):
-            yield self.batches[(index + self.times) % len(self.batches)]
 
 
 def test_a_batch_that_is_another_begins_anew() -> None:
