@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,15 @@ def settled(model: nn.Module, batches: list[Tensor]) -> nn.Module:
     model = model.double().eval()
     recalibrate(model, batches)
     return model
+
+
+def halved(build: Callable[[], nn.Module], *groups: str) -> tuple[nn.Module, prunus.SurgeryRecord, nn.Module, list[Tensor]]:
+    """A network from seed 0 with every second channel of the named groups removed, the record, the network before, batches."""
+    torch.manual_seed(0)
+    batches = data(3, 12)
+    full = settled(build(), batches)
+    small, record = half(full, batches[0], *groups)
+    return small, record, full, batches
 
 
 def error(small: nn.Module, full: nn.Module, x: Tensor) -> float:

@@ -23,7 +23,7 @@ from prunus.reconstruction.layer_sites import find_sites
 from prunus.reconstruction.layer_visits import Watch
 from prunus.reconstruction.original import digest
 from prunus.reconstruction.paused_passes import PausedPasses
-from refitting import Block, Shuffled, data, half, settled
+from refitting import Block, Shuffled, data, half, halved, settled
 
 
 class ChangesInPlace(nn.Module):
@@ -165,15 +165,8 @@ def test_every_difficulty_is_the_same_to_the_bit(name: str) -> None:
     assert_same(paused[0], anew[0])
 
 
-def given() -> tuple[nn.Module, nn.Module, prunus.SurgeryRecord, list[Tensor]]:
-    torch.manual_seed(0)
-    batches = data(3, 12)
-    full = settled(Block(), batches)
-    return *half(full, batches[0]), full, batches  # type: ignore[return-value]
-
-
 def test_a_batch_that_is_another_begins_anew() -> None:
-    small, record, full, batches = given()
+    small, record, full, batches = halved(Block)
     anew = refitted(small, full, record, Shuffled(batches), -1)
     paused = refitted(small, full, record, Shuffled(batches), 2**30)
     assert_same(paused[0], anew[0])
@@ -183,7 +176,7 @@ def test_a_batch_that_is_another_begins_anew() -> None:
 @pytest.mark.parametrize("limit", ["MOST_HELD", "MOST_PASSES"])
 def test_what_has_no_room_passes_anew(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of three batches stand still; feature maps of 12 images of 7 by 7 in float64, 8 and 10 channels halved."""
-    small, record, full, batches = given()
+    small, record, full, batches = halved(Block)
     expected = refitted(small, full, record, batches, 2**30)
     one = 12 * 49 * 8  # bytes of a channel of a batch
     monkeypatch.setattr(paused_passes, "MOST_PASSES", 2 if limit == "MOST_PASSES" else 256)
@@ -212,7 +205,7 @@ def test_feature_maps_that_stand_still_are_counted(listed: bool) -> None:
 
 
 def test_threads_end_with_the_work_and_with_an_error() -> None:
-    small, record, full, batches = given()
+    small, record, full, batches = halved(Block)
     before = threading.active_count()
     refitted(small, full, record, batches, 2**30)
     assert threading.active_count() == before
@@ -250,10 +243,7 @@ class Unwinds(Block):
 
 
 def test_a_program_may_clean_up() -> None:
-    torch.manual_seed(0)
-    batches = data(3, 12)
-    full = settled(Unwinds(), batches)
-    small, record = half(full, batches[0])
+    small, record, full, batches = halved(Unwinds)
     before = threading.active_count()
     found = refitted(small, full, record, batches, 2**30)
     assert_same(found[0], refitted(small, full, record, batches, -1)[0])
@@ -265,10 +255,7 @@ def test_a_layer_that_one_batch_leaves_out_is_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.stem(x) if len(x) == 6 else super().forward(x)
 
-    torch.manual_seed(0)
-    batches = data(3, 12)
-    full = settled(Picky(), batches)
-    small, record = half(full, batches[0])
+    small, record, full, batches = halved(Picky)
     original = settled(Block(), batches)
     original.load_state_dict(full.state_dict())
     with pytest.raises(UnsupportedNetwork, match=r"on one of the batches `middle.weight` isn't used as on the first"):
@@ -276,7 +263,7 @@ def test_a_layer_that_one_batch_leaves_out_is_named() -> None:
 
 
 def test_autocast_of_the_caller_holds() -> None:
-    small, record, full, batches = given()
+    small, record, full, batches = halved(Block)
     with torch.autocast("cpu", torch.bfloat16):
         anew = refitted(small.float(), full.float(), record, [x.float() for x in batches], -1)
         paused = refitted(small.float(), full.float(), record, [x.float() for x in batches], 2**30)

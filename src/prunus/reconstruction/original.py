@@ -75,6 +75,10 @@ class Original:
                 stacklevel=3,
             )
 
+    def remembers(self, weight: str, number: int) -> bool:
+        """Whether anything of a layer is kept for the data's ``number``-th batch."""
+        return (weight, number) in self._stored
+
     def at(
         self, weight: str, site: Site, number: int, batch: Any, key: bytes | None, generator: torch.Generator
     ) -> list[Visited]:

@@ -212,9 +212,8 @@ class PausedPasses:
         if not watch.done:
             self._close(number)
             raise unlike_the_first(watch)
-        self._bytes[number] = standing.held(
-            batch if isinstance(run.data, (list, tuple)) else ()
-        )  # the caller holds a list anyway
+        held_anyway = batch if isinstance(run.data, (list, tuple)) else ()
+        self._bytes[number] = standing.held(held_anyway)
         if sum(self._bytes.values()) > MOST_HELD or len(self._standing) > MOST_PASSES:
             self._close(number)
 

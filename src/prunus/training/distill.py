@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -73,6 +74,5 @@ class DistillationLoss:
         """What the teacher says; asked once for the same images (mixup compares them with two sets of labels)."""
         if self._answered[0] is not inputs:
             with torch.no_grad(), training_precision():
-                answer = self.labels.forward(self.teacher, inputs)
-            self._answered = inputs, answer.float() if isinstance(answer, Tensor) else answer
+                self._answered = inputs, convert_to_fp32(self.labels.forward(self.teacher, inputs))
         return self._answered[1]

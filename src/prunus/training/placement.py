@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, prepare_data_loader
 from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import broadcast, send_to_device
+from accelerate.utils import broadcast, get_mixed_precision_context_manager, send_to_device
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
@@ -70,9 +70,7 @@ def training_precision() -> AbstractContextManager[Any]:
     """For another network's forward passes in training: the mixed precision that the trained one has, if it has one."""
     if not is_initialized():
         return nullcontext()
-    state = AcceleratorState()
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(state.mixed_precision))
-    return nullcontext() if dtype is None else torch.autocast(state.device.type, dtype)
+    return get_mixed_precision_context_manager(AcceleratorState().mixed_precision in ("bf16", "fp16"))
 
 
 def share_batches(accelerator: Accelerator, loader: Iterable[Any], *, even: bool) -> Iterable[Any]:
