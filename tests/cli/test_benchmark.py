@@ -64,17 +64,29 @@ def test_list_runs_nothing() -> None:
     assert result.exit_code == 0, result.stderr
     assert rows(result) == {
         "far": ["not run here", "for other machines"],
-        "needy": ["not run here", "no result", "images"],
+        "needy": ["not run here", "no result"],
         "one": ["not run here", "no result"],
     }
     refused = call("list", "--seeds", "3")
     assert refused.exit_code == 2 and "`prunus benchmark list` runs nothing: leave out --seeds" in refused.stderr
 
 
+def test_names_and_verdicts_stay_whole_at_80_columns(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "smaller_norms_are_not_less_of_anything"
+    (root / "benchmarks" / "claims" / "needy.toml").rename(root / "benchmarks" / "claims" / f"{name}.toml")
+    monkeypatch.setenv("COLUMNS", "80")
+    (line,) = [line for line in call("list").stdout.splitlines() if name in line]
+    assert [cell.strip() for cell in line.split("  ") if cell.strip()] == [name, "not run here", "no result"]
+
+
 def test_a_claim_is_run_and_judged_then_left(root: Path) -> None:
     result = call("one")
     assert result.exit_code == 0, result.stderr
-    assert rows(result) == {"one": ["reproduced", "3", "0.8 ± 0.1 (at least 0.5)", "up to date"]}
+    assert rows(result) == {"one": ["reproduced", "3", "up to date"]}
+    assert "one: it: 0.8 ± 0.1 (at least 0.5)" in result.stdout.splitlines()
+    (root / "benchmarks" / "results" / "one.json").write_text('{"shares": [0.4, 0.6, 0.7]}')
+    noisy = "one: not reproduced: it holds in the mean, but not beyond the noise of the runs"
+    assert noisy in call("one").stdout.splitlines()
     (root / "benchmarks" / "results" / "one.json").write_text('{"shares": [0.1, 0.2, 0.3]}')
     assert rows(call("one"))["one"][0] == "not reproduced"
     assert rows(call("one", "--again"))["one"][0] == "reproduced"

@@ -86,7 +86,7 @@ def test_a_changed_script_or_one_that_it_imports_is_run_again(root: Path, name: 
     path = root / "benchmarks" / name
     path.write_text(path.read_text() + "# changed\n")
     checkout, claim = one(root)
-    assert state(claim, checkout, Given()) == "script or arguments changed"
+    assert state(claim, checkout, Given()) == "out of date"
     assert run(root) and not run(root)
 
 
@@ -100,7 +100,7 @@ def test_other_arguments_are_another_result(root: Path) -> None:
 def test_an_older_result_is_told_as_that(root: Path) -> None:
     (root / "benchmarks/results/one.json").write_text('{"share": 1}')
     checkout, claim = one(root)
-    assert state(claim, checkout, Given()) == "made before runs were recorded" and run(root)
+    assert state(claim, checkout, Given()) == "unrecorded" and run(root)
 
 
 def test_a_failure_says_what_the_script_said(root: Path) -> None:

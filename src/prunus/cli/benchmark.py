@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,6 +19,7 @@ from prunus.errors import RecipeError
 if TYPE_CHECKING:
     from prunus.claims import Claim
     from prunus.laboratory.benchmark import Checkout, Given
+    from prunus.laboratory.verdicts import Verdict
 
 
 @app.command("benchmark")
@@ -42,7 +43,7 @@ def benchmark_command(
     if name == "list":
         if seeds or device or data or again:
             raise RecipeError("`prunus benchmark list` runs nothing: leave out --seeds, --device, --data and --again")
-        console.print(claims_table(checkout, list(checkout.claims.values()), Given()))
+        console.print(claims_table(checkout, _judged(checkout, checkout.claims.values()), Given()))
         return
     given, claims = Given(seeds, device, _paths(data or [])), chosen_claims(checkout.claims, name)
     refuse_unknown(checkout, claims, given)
@@ -51,7 +52,10 @@ def benchmark_command(
         raise RecipeError(f"{name} isn't run by this command: {why}")
     runnable = [claim for claim in claims if claim.runnable and (name != "all" or not missing(claim, given))]
     _carry_out(checkout, runnable, given, again)
-    console.print(claims_table(checkout, claims, given))
+    verdicts = _judged(checkout, claims)
+    console.print(claims_table(checkout, verdicts, given))
+    for line in (line for name, verdict in verdicts.items() for line in figure_lines(name, verdict)):
+        console.print(escape(line), soft_wrap=True)
     for claim in claims:
         if claim.runnable and claim not in runnable:
             wanted = " ".join(f"--data {need}=PATH" for need in missing(claim, given))
@@ -69,6 +73,12 @@ def _carry_out(checkout: Checkout, claims: list[Claim], given: Given, again: boo
             done.add(run)
             with _watching(claim.name) as told:
                 carry_out(claim, checkout, given, again, told)
+
+
+def _judged(checkout: Checkout, claims: Iterable[Claim]) -> dict[str, Verdict]:
+    from prunus.laboratory.verdicts import judge
+
+    return {claim.name: judge(claim, checkout.results) for claim in claims}
 
 
 @contextmanager
@@ -93,20 +103,27 @@ def _paths(items: list[str]) -> dict[str, str]:
     return found
 
 
-def claims_table(checkout: Checkout, claims: list[Claim], given: Given) -> Table:
-    """A row for every claim: verdict, figures, whether the result is up to date, and the data that it needs."""
+def claims_table(checkout: Checkout, verdicts: Mapping[str, Verdict], given: Given) -> Table:
+    """A row for every claim: verdict, runs, whether the result is up to date, and the data that it needs.
+
+    Names and verdicts are never broken, so that the table can be read at 80 columns and searched in a pipe.
+    """
     from prunus.laboratory.benchmark import state
-    from prunus.laboratory.verdicts import judge, limits, spread
 
     table = Table(title="claims of the literature", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("claim", "verdict", "n", "figures", "result", "needs"):
-        table.add_column(
-            heading, overflow="fold", justify="right" if heading == "n" else "left", no_wrap=heading in ("claim", "verdict")
-        )
-    for claim in claims:
-        verdict = judge(claim, checkout.results)
-        figures = "\n".join(f"{spread(f)} ({limits(f.comparison)})" for f in verdict.findings)
+    for heading in ("claim", "verdict", "n", "result"):
+        table.add_column(heading, justify="right" if heading == "n" else "left", no_wrap=heading in ("claim", "verdict"))
+    for name, verdict in verdicts.items():
+        claim = checkout.claims[name]
+        needs = f"\n  needs {', '.join(claim.needs)}" if claim.needs else ""
         n = "" if verdict.n is None else str(verdict.n)
-        cells = (claim.name, verdict.word, n, figures, state(claim, checkout, given), ", ".join(claim.needs))
-        table.add_row(*(escape(cell) for cell in cells))
+        table.add_row(escape(name + needs), verdict.word, n, escape(state(claim, checkout, given)))
     return table
+
+
+def figure_lines(name: str, verdict: Verdict) -> list[str]:
+    """A line for every comparison of a claim, with the limit that its mean must keep, and why it wasn't reproduced."""
+    from prunus.laboratory.verdicts import limits, spread
+
+    lines = [f"{name}: {f.comparison.says}: {spread(f)} ({limits(f.comparison)})" for f in verdict.findings]
+    return [*lines, f"{name}: {verdict.word}: {verdict.why}"] if verdict.why else lines

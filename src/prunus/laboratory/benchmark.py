@@ -122,17 +122,20 @@ def _imported(script: Path, seen: frozenset[Path] = frozenset()) -> frozenset[Pa
 
 
 def state(claim: Claim, checkout: Checkout, given: Given) -> str:
-    """Whether the result is what the script would make today, in words."""
+    """Whether the result is what the script would make today, in words that a narrow column holds.
+
+    "unrecorded": the script was called by itself, so that nothing tells which of its versions made the result.
+    """
     if not claim.runnable or claim.result is None:
         return "for other machines" if claim.command else ""
     record = record_of(claim, checkout.results)
     if not (checkout.results / claim.result).exists():
         return "no result"
     if not record:
-        return "made before runs were recorded"
+        return "unrecorded"
     if not record["finished"]:
         return "stopped half-way"
-    return "up to date" if record["fingerprint"] == fingerprint(claim, checkout.root, given) else "script or arguments changed"
+    return "up to date" if record["fingerprint"] == fingerprint(claim, checkout.root, given) else "out of date"
 
 
 def carry_out(claim: Claim, checkout: Checkout, given: Given, again: bool, told: Callable[[str], None]) -> bool:
