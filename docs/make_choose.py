@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,22 @@ about {seconds} s of one core. By `taylor`: {taylor_removed} % and {taylor_recon
 points ([recovery](../benchmarks/results/recovery.md)).
 
 **4. Labels and an hour.** Test accuracy in percent at equal multiply-adds and equal epochs of recovery, means over the seeds in
-brackets; the first four by `taylor` and `global_per_cost`, random channels with uniform widths, torch-pruning's row the one that
-validation images chose among its own ([ResNet-20](../benchmarks/results/head_to_head_resnet20.md),
+brackets; `taylor` and `lasso` (normalised by layer) by `global_per_cost`, torch-pruning's row the one that validation images
+chose among its own ([ResNet-20](../benchmarks/results/head_to_head_resnet20.md),
 [ResNet-56](../benchmarks/results/head_to_head_resnet56.md), [MobileNetV2](../benchmarks/results/head_to_head_mobilenet_v2.md),
 [VGG-style](../benchmarks/results/head_to_head_vgg.md)):
 
 {head_to_head}
 
+And the controls, random channels with uniform widths:
+
+{controls}
+
 On the ResNets the ladder gives most, and fine-tuned alone the two tools are close to each other; on MobileNetV2 the choice of
 channels counts as well; the VGG-style network hardly tells them apart: unpruned and trained as much longer it has
-{vgg_longer} % (three seeds), its quarter trained from random weights {vgg_scratch} % (one seed). Over all layers `l1` keeps
+{vgg_longer} % (three seeds), its quarter trained from random weights {vgg_scratch} % (one seed). `lasso` asks for images
+without labels and does as well as `taylor` wherever both were run; it needs scikit-learn, and what only transposed
+convolutions read it can't score. Over all layers `l1` keeps
 {l1_global} % on ResNet-20 at a quarter, with uniform widths {l1_uniform} % (one seed). Distillation needs a teacher worth
 learning from: the VGG-style network knows little more than its labels.
 MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} % by `taylor` and `global_per_cost`
@@ -149,21 +156,31 @@ def _head_to_head() -> dict[str, str]:
     controls = {(row["row"], row["ratio"]): row["after"]["mean"] for row in _read("head_to_head_vgg")["rows"]}
     found = {key: _percent(rows[row]) for key, row in names.items()}
     found |= {"vgg_longer": _percent(controls["longer", 2]), "vgg_scratch": _percent(controls["scratch-e", 4])}
-    return {**found, "head_to_head": _side_by_side()}
+    return {**found, "head_to_head": _side_by_side(METHODS), "controls": _side_by_side(CONTROLS)}
 
 
-def _side_by_side() -> str:
-    """The rows that matter of all head-to-head tables there are, at all their ratios."""
+METHODS = {
+    "`taylor`: reconstructed, distilled": "taylor-ladder",
+    "`lasso`: the same": "lasso-ladder",
+    "`taylor`: reconstructed, fine-tuned": "taylor-reconstruct",
+    "`taylor`: recalibrated, distilled": "taylor-distill",
+    "`taylor`: recalibrated, fine-tuned": "taylor",
+    "`lasso`: fine-tuned": "lasso",
+    "torch-pruning, fine-tuned": "",
+}
+CONTROLS = {
+    "random channels, fine-tuned": "random",
+    "`l1`, uniform widths, fine-tuned": "l1-uniform",
+    "from scratch, as many epochs": "scratch-e",
+    "from scratch, as much computation": "scratch-b",
+    "unpruned, trained longer": "longer",
+}
+
+
+def _side_by_side(shown: Mapping[str, str]) -> str:
+    """These rows of all head-to-head tables there are, at all their ratios."""
     tables = {"ResNet-20": "resnet20", "ResNet-56": "resnet56", "MobileNetV2": "mobilenet_v2", "VGG-style": "vgg"}
     shares = {2: "a half", 3: "a third", 4: "a quarter"}
-    shown = {
-        "reconstructed, distilled": "taylor-ladder",
-        "reconstructed, fine-tuned": "taylor-reconstruct",
-        "recalibrated, distilled": "taylor-distill",
-        "recalibrated, fine-tuned": "taylor",
-        "torch-pruning": "",
-        "random, fine-tuned": "random",
-    }
     lines = ["| | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
     for title, name in tables.items():
         tree = _read(f"head_to_head_{name}")
@@ -176,7 +193,8 @@ def _side_by_side() -> str:
 def _cell(tree: Any, ratio: int, name: str) -> str:
     """Accuracy and number of seeds of a row; without a name, of the peer's best, which is named."""
     best = next(found["rows"]["torch-pruning"] for found in tree["compared"] if found["ratio"] == ratio)
-    row = next((row for row in tree["rows"] if (row["row"], row["ratio"]) == (name or best, ratio)), None)
+    wanted = (name or best, min(found["ratio"] for found in tree["compared"]) if name == "longer" else ratio)
+    row = next((row for row in tree["rows"] if (row["row"], row["ratio"]) == wanted), None)
     if row is None:
         return ""
     return f"{_percent(row['after']['mean'])} ({len(row['seeds'])})" + ("" if name else f" `{best.removeprefix('peer-')}`")

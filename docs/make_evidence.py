@@ -147,17 +147,17 @@ def _made(claim: Claim, verdict: Verdict) -> str:
 
 
 def _results(claims: Mapping[str, Claim], verdicts: Mapping[str, Verdict]) -> Iterator[str]:
-    """A row for every result: how it was made, on what, in how many seconds."""
-    yield "| result | made by | on | seconds |"
-    yield "|---|---|---|---:|"
+    """A row for every result: how it was made, on what, in how many seconds; and how long it takes, for who runs it again."""
+    yield "| result | made by | on | seconds | it takes |"
+    yield "|---|---|---|---:|---|"
     made = {claim.result: name for name, claim in claims.items() if verdicts[name].environment is not None}
     for result, name in sorted(made.items()):
         claim, verdict = claims[name], verdicts[name]
         machine = verdict.environment or {}
         threads = f", {machine['threads']} thread{'s' * (machine['threads'] != 1)}" if "threads" in machine else ""
-        took = f"{verdict.seconds:,.0f}" if verdict.seconds is not None else f"not recorded; {claim.time}"
+        took = f"{verdict.seconds:,.0f}" if verdict.seconds is not None else "not recorded"
         link = f"[{result}](../benchmarks/results/{result})"
-        cells = (link, f"`{claim.command}`", f"{machine['cpu']}{threads}, torch {machine['torch']}", took)
+        cells = (link, f"`{claim.command}`", f"{machine['cpu']}{threads}, torch {machine['torch']}", took, claim.time)
         yield "| " + " | ".join(_cell(text) for text in cells) + " |"
 
 
