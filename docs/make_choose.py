@@ -61,8 +61,9 @@ And the controls, random channels with uniform widths:
 On the ResNets the ladder gives most, and fine-tuned alone the two tools are close to each other; on MobileNetV2 the choice of
 channels counts as well; the VGG-style network hardly tells them apart: unpruned and trained as much longer it has
 {vgg_longer} % (three seeds), its quarter trained from random weights {vgg_scratch} % (one seed). `lasso` asks for images
-without labels and does as well as `taylor` wherever both were run; it needs scikit-learn, and what only transposed
-convolutions read it can't score. Over all layers `l1` keeps
+without labels and does as well as `taylor` on the ResNets and the VGG-style network; on MobileNetV2 it doesn't: its scores,
+normalised layer by layer and divided by what a channel costs, left 8 channels to the first residual streams. It needs
+scikit-learn, and what only transposed convolutions read it can't score. Over all layers `l1` keeps
 {l1_global} % on ResNet-20 at a quarter, with uniform widths {l1_uniform} % (one seed). Distillation needs a teacher worth
 learning from: the VGG-style network knows little more than its labels.
 MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} % by `taylor` and `global_per_cost`

@@ -92,6 +92,16 @@ def test_a_claim_is_run_and_judged_then_left(root: Path) -> None:
     assert rows(call("one", "--again"))["one"][0] == "reproduced"
 
 
+def test_all_takes_options_that_some_scripts_do_not(root: Path) -> None:
+    (root / "benchmarks" / "two.py").write_text(SCRIPT.replace("one.json", "two.json"))
+    result = call("all", "--seeds", "3")
+    assert result.exit_code == 0, result.stderr
+    assert "without --seeds" not in result.stderr  # two.py isn't run without its data
+    result = call("all", "--seeds", "3", "--data", "images=benchmarks")
+    assert rows(result)["needy"] == ["reproduced", "3", "up to date"]
+    assert "without --seeds, as their claims say: two.py (no number of seeds)" in result.stderr
+
+
 def test_all_runs_what_can_be_and_says_what_was_not() -> None:
     result = call("all")
     assert result.exit_code == 0, result.stderr
@@ -108,7 +118,7 @@ def test_all_runs_what_can_be_and_says_what_was_not() -> None:
         (("needy", "--data", "images=benchmarks"), 1, "needy: its script ended with code 1; it said last: not to be run"),
         (("far",), 2, "far isn't run by this command: it is for other machines: accelerate launch -m prunus run big"),
         (("onw",), 2, "unknown claim 'onw': did you mean one"),
-        (("one", "--device", "cuda"), 2, "--device: the scripts of one take no device"),
+        (("one", "--device", "cuda"), 2, "--device: what was chosen (one) takes no device"),
         (("one", "--folder", "benchmarks"), 2, "they come with the repository, not with the installed package"),
     ],
 )

@@ -9,7 +9,16 @@ import pytest
 
 from prunus.claims import Claim
 from prunus.errors import ProcessError, RecipeError, UnknownName
-from prunus.laboratory.benchmark import Checkout, Given, carry_out, command_of, open_checkout, refuse_unknown, state
+from prunus.laboratory.benchmark import (
+    Checkout,
+    Given,
+    carry_out,
+    command_of,
+    left_as_they_are,
+    open_checkout,
+    refuse_unknown,
+    state,
+)
 
 CLAIM = """
 claim = "It works."
@@ -157,13 +166,25 @@ def test_what_no_script_takes_is_refused(root: Path) -> None:
         refuse_unknown(checkout, claims, Given(data={"image": "x"}))
     with pytest.raises(RecipeError, match=r"--data more=\.\.\.: no script of what was chosen takes it"):
         refuse_unknown(checkout, claims, Given(data={"more": "x"}))
-    with pytest.raises(RecipeError, match=r"--device: the scripts of one, two take no device \(they run on the CPU\)"):
+    with pytest.raises(
+        RecipeError, match=r"--device: what was chosen \(one, two\) takes no device \(they run on the CPU\): leave it out"
+    ):
         refuse_unknown(checkout, claims, Given(device="cuda"))
     (root / "benchmarks" / "claims" / "one.toml").write_text(CLAIM.replace(" --seeds {seeds}", ""))
     changed = open_checkout(root)
-    with pytest.raises(RecipeError, match="--seeds: the scripts of one take no number of seeds: leave it out"):
-        refuse_unknown(changed, list(changed.claims.values()), Given(seeds=3))
+    with pytest.raises(RecipeError, match=r"--seeds: what was chosen \(one\) takes no number of seeds: leave it out"):
+        refuse_unknown(changed, [changed.claims["one"]], Given(seeds=3))
     refuse_unknown(changed, [changed.claims["two"]], Given(seeds=3, data={"images": "x"}))
+
+
+def test_what_some_scripts_take_is_theirs_and_the_others_are_named(root: Path) -> None:
+    (root / "benchmarks" / "claims" / "one.toml").write_text(CLAIM.replace(" --seeds {seeds}", ""))
+    checkout = open_checkout(root)
+    claims, given = list(checkout.claims.values()), Given(seeds=7)
+    refuse_unknown(checkout, claims, given)
+    assert left_as_they_are(claims, given) == ["without --seeds, as their claims say: one.py (no number of seeds)"]
+    assert left_as_they_are([checkout.claims["two"]], given) == [] == left_as_they_are(claims, Given())
+    assert "7" in command_of(checkout.claims["two"], given) and "7" not in command_of(checkout.claims["one"], given)
 
 
 def test_a_checkout_is_found_above_or_told_missing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def benchmark_command(
 ) -> None:
     """Try claims of the literature again and tell what the figures say. What is up to date isn't run; what stopped goes on."""
     from prunus.claims import chosen_claims
-    from prunus.laboratory.benchmark import Given, missing, open_checkout, refuse_unknown
+    from prunus.laboratory.benchmark import Given, left_as_they_are, missing, open_checkout, refuse_unknown
 
     checkout = open_checkout(folder)
     if name == "list":
@@ -51,6 +51,8 @@ def benchmark_command(
         why = claims[0].out_of_reach or f"it is for other machines: {claims[0].command}"
         raise RecipeError(f"{name} isn't run by this command: {why}")
     runnable = [claim for claim in claims if claim.runnable and (name != "all" or not missing(claim, given))]
+    for sentence in left_as_they_are(runnable, given):
+        err.print(escape(sentence), soft_wrap=True)
     _carry_out(checkout, runnable, given, again)
     verdicts = _judged(checkout, claims)
     console.print(claims_table(checkout, verdicts, given))

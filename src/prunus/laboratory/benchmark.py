@@ -24,6 +24,7 @@ from prunus.laboratory.verdicts import record_of, record_path
 from prunus.recipe_text import read_toml
 
 _LAST_LINES = 2
+_OPTIONS = {"seeds": "number of seeds", "device": "device (they run on the CPU)"}
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,28 @@ def open_checkout(folder: Path | None) -> Checkout:
 
 
 def refuse_unknown(checkout: Checkout, claims: list[Claim], given: Given) -> None:
-    """Raise for what was given and no script would take: `RecipeError` names the claims, `UnknownName` the data."""
+    """Raise for what was given and no script would take: `RecipeError`, or `UnknownName` for data that no claim knows."""
     for name in given.data or {}:
         if name not in checkout.data:
             raise UnknownName.among("data", name, checkout.data)
         if not any(name in claim.needs for claim in claims):
             raise RecipeError(f"--data {name}=...: no script of what was chosen takes it")
-    for option in ("seeds", "device"):
-        deaf = [claim.name for claim in claims if claim.runnable and option not in claim.places]
-        if getattr(given, option) is not None and deaf:
-            what = "number of seeds" if option == "seeds" else "device (they run on the CPU)"
-            raise RecipeError(
-                f"--{option}: the scripts of {', '.join(deaf)} take no {what}: leave it out, or choose other claims"
-            )
+    for option, what in _OPTIONS.items():
+        runnable = [claim for claim in claims if claim.runnable]
+        if getattr(given, option) is not None and not any(option in claim.places for claim in runnable):
+            names = ", ".join(claim.name for claim in runnable)
+            raise RecipeError(f"--{option}: what was chosen ({names}) takes no {what}: leave it out, or choose other claims")
+
+
+def left_as_they_are(claims: list[Claim], given: Given) -> list[str]:
+    """A sentence for every option that was given and that some of these claims' scripts don't take; the others do."""
+    told: list[str] = []
+    for option, what in _OPTIONS.items():
+        scripts = {shlex.split(claim.command or "")[1] for claim in claims if claim.runnable and option not in claim.places}
+        if getattr(given, option) is not None and scripts:
+            names = ", ".join(Path(script).name for script in sorted(scripts))
+            told.append(f"without --{option}, as their claims say: {names} (no {what})")
+    return told
 
 
 def missing(claim: Claim, given: Given) -> list[str]:
