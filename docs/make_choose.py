@@ -59,13 +59,16 @@ And the controls, random channels with uniform widths:
 {controls}
 
 On the ResNets the ladder gives most, and fine-tuned alone the two tools are close to each other; on MobileNetV2 the choice of
-channels counts as well; the VGG-style network hardly tells them apart: unpruned and trained as much longer it has
-{vgg_longer} % (three seeds), its quarter trained from random weights {vgg_scratch} % (one seed). `lasso` asks for images
-without labels and does as well as `taylor` on the ResNets and the VGG-style network; on MobileNetV2 it doesn't: its scores,
-normalised layer by layer and divided by what a channel costs, left 8 channels to the first residual streams. It needs
-scikit-learn, and what only transposed convolutions read it can't score. Over all layers `l1` keeps
+channels counts as well; the VGG-style network doesn't tell them apart: unpruned and trained as much longer it has
+{vgg_longer} % (three seeds), but its half and its quarter trained from random weights {vgg_scratch_half} and {vgg_scratch} % (one
+seed each). It hadn't been trained out before it was pruned, and then pruning is worth little: train it, or a small one, first.
+`lasso` asks for images
+without labels and does as well as `taylor` on the ResNets and the VGG-style network; on MobileNetV2 at a quarter its
+scores, divided by what a channel costs, left 8 channels to the first residual streams and {mobilenet_lasso} %; with uniform widths,
+which `auto` takes for it, it was {mobilenet_lasso_uniform} % (one seed each). It needs scikit-learn, and what only transposed
+convolutions read it can't score. Over all layers `l1` keeps
 {l1_global} % on ResNet-20 at a quarter, with uniform widths {l1_uniform} % (one seed). Distillation needs a teacher worth
-learning from: the VGG-style network knows little more than its labels.
+learning from, which the VGG-style network isn't.
 MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} % by `taylor` and `global_per_cost`
 (three seeds). One seed each: {cats_uniform} % with `l1` and uniform widths, {cats_l1} % with `l1` over all layers,
 {cats_random} % at random; at 30 % of the multiply-adds {cats_30} % ([cats_dogs](../benchmarks/results/cats_dogs.md)).
@@ -155,8 +158,12 @@ def _head_to_head() -> dict[str, str]:
     rows = {row["row"]: row["after"]["mean"] for row in _read("head_to_head_resnet20")["rows"] if row["ratio"] == 4}
     names = {"ladder": "taylor-ladder", "l1_uniform": "l1-uniform", "l1_global": "l1-global"}
     controls = {(row["row"], row["ratio"]): row["after"]["mean"] for row in _read("head_to_head_vgg")["rows"]}
+    mobilenet = {(row["row"], row["ratio"]): row["after"]["mean"] for row in _read("head_to_head_mobilenet_v2")["rows"]}
     found = {key: _percent(rows[row]) for key, row in names.items()}
-    found |= {"vgg_longer": _percent(controls["longer", 2]), "vgg_scratch": _percent(controls["scratch-e", 4])}
+    lasso = {"mobilenet_lasso": "lasso-ladder", "mobilenet_lasso_uniform": "lasso-uniform-ladder"}
+    found |= {key: _percent(mobilenet[row, 4]) for key, row in lasso.items()}
+    found |= {"vgg_longer": _percent(controls["longer", 2])}
+    found |= {"vgg_scratch_half": _percent(controls["scratch-e", 2]), "vgg_scratch": _percent(controls["scratch-e", 4])}
     return {**found, "head_to_head": _side_by_side(METHODS), "controls": _side_by_side(CONTROLS)}
 
 
