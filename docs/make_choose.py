@@ -64,8 +64,8 @@ channels counts as well; the VGG-style network doesn't tell them apart: unpruned
 seed each). It hadn't been trained out before it was pruned, and then pruning is worth little: train it, or a small one, first.
 `lasso` asks for images without labels and does as well as `taylor` on the ResNets and the VGG-style network; on MobileNetV2 at a
 quarter its scores, divided by what a channel costs, left 8 channels to the first residual streams and {mobilenet_lasso} %; with
-uniform widths, which `auto` takes for it, it was {mobilenet_lasso_uniform} % (one seed each). It needs scikit-learn, and what only
-transposed convolutions read it can't score. Over all layers `l1` keeps
+uniform widths, which `auto` takes for it, it was {mobilenet_lasso_uniform} % (one seed each). It needs scikit-learn, and what
+only transposed convolutions read it can't score. Over all layers `l1` keeps
 {l1_global} % on ResNet-20 at a quarter, with uniform widths {l1_uniform} % (one seed). Distillation needs a teacher worth
 learning from, which the VGG-style network isn't.
 MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} % by `taylor` and `global_per_cost`
