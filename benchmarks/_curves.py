@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 COLOURS = {"prunus": "#2a78d6", "torch-pruning": "#d6572a", "control": "#777777"}
-DASHES = ("", "6 3", "2 3", "8 3 2 3")
+DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 4", "8 3 2 3 2 3")
 LEFT, TOP, WIDE, HIGH = 60, 46, 420, 330
 BANDS = 2
 NEAREST = 24

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def vgg(num_classes: int) -> nn.Module:
-    """Seven convolutions of 32 to 128 channels, for images of 64 pixels: 59 M MACs."""
+    """Seven convolutions of 32 to 128 channels: 136 M MACs for images of 64 pixels, 34 M for 32."""
     layers: list[nn.Module] = []
     channels = 3
     for width in (32, "pool", 64, 64, "pool", 128, 128, "pool", 128, 128, "pool"):

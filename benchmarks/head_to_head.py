@@ -162,6 +162,7 @@ class HeadToHead:
             **about,
             "peer": f"torch-pruning {version('torch-pruning')}",
             "epochs": self.table.epochs,
+            "planned": len(self.parts()),
             "rows": rows,
             "compared": compared,
         }

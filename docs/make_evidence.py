@@ -6,6 +6,7 @@ files and of the JSON that their commands left.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -157,8 +158,16 @@ def _results(claims: Mapping[str, Claim], verdicts: Mapping[str, Verdict]) -> It
         threads = f", {machine['threads']} thread{'s' * (machine['threads'] != 1)}" if "threads" in machine else ""
         took = f"{verdict.seconds:,.0f}" if verdict.seconds is not None else "not recorded"
         link = f"[{result}](../benchmarks/results/{result})"
-        cells = (link, f"`{claim.command}`", f"{machine['cpu']}{threads}, torch {machine['torch']}", took, claim.time)
+        takes = claim.time + _share(result)
+        cells = (link, f"`{claim.command}`", f"{machine['cpu']}{threads}, torch {machine['torch']}", took, takes)
         yield "| " + " | ".join(_cell(text) for text in cells) + " |"
+
+
+def _share(result: str) -> str:
+    """How many of the parts that a table has were run, where its result tells."""
+    tree = json.loads((BENCHMARKS / "results" / result).read_text(encoding="utf-8"))
+    planned = tree.get("planned", 0)
+    return f"; {len(tree['parts'])} of {planned} parts were run" if planned > len(tree.get("parts", ())) else ""
 
 
 def _plots(claims: Mapping[str, Claim]) -> Iterator[str]:

@@ -112,6 +112,13 @@ def row_of(name: str, by: str, validation: float, after: list[float], seeds: tup
     return {**found, "validation": {"mean": validation}, "after": {"values": after}}
 
 
+def test_only_rows_with_all_seeds_are_drawn() -> None:
+    kept, after = {"mean": 0.5}, {"mean": 0.8, "std": 0.01}
+    rows = [{"row": name, "seeds": seeds, "macs_kept": kept, "after": after} for name, seeds in (("all", [0, 1]), ("one", [0]))]
+    points = module("_head_to_head_page").points
+    assert points(rows, "all") == [(50.0, 80.0, 1.0)] and points(rows, "one") == []
+
+
 def test_the_best_of_each_side_is_chosen_by_validation_and_compared_on_the_test_images() -> None:
     ours, theirs = [0.80, 0.83, 0.82], [0.79, 0.80, 0.81]
     rows = [
