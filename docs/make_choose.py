@@ -20,8 +20,8 @@ TEXT = """<!-- Written by docs/make_choose.py from benchmarks/results: run `make
 # Which method when
 
 Only what was measured in this repository, on small to middling networks: one for digits ({digits_accuracy} % before), ResNet-20
-on CIFAR-10 (JPEG) ({resnet20_full} %), MobileNetV2 ({cats_before} %) and a VGG-style network on cats and dogs. Where nothing was
-measured, the table says so. The literature's claims, tried one by one: [evidence](evidence.md).
+on CIFAR-10 (JPEG) ({resnet20_full} %), MobileNetV2 on cats and dogs ({cats_before} %) and a VGG-style network on both. Where
+nothing was measured, the table says so. The literature's claims, tried one by one: [evidence](evidence.md).
 
 | you have | without labels | with labels |
 |---|---|---|
@@ -50,7 +50,8 @@ points ([recovery](../benchmarks/results/recovery.md)).
 brackets; `taylor` and `lasso` (normalised by layer) by `global_per_cost`, torch-pruning's row the one that validation images
 chose among its own ([ResNet-20](../benchmarks/results/head_to_head_resnet20.md),
 [ResNet-56](../benchmarks/results/head_to_head_resnet56.md), [MobileNetV2](../benchmarks/results/head_to_head_mobilenet_v2.md),
-[VGG-style](../benchmarks/results/head_to_head_vgg.md)):
+[VGG-style on CIFAR-10](../benchmarks/results/head_to_head_vgg_cifar10.md) and
+[on photos](../benchmarks/results/head_to_head_vgg.md)):
 
 {head_to_head}
 
@@ -59,20 +60,22 @@ And the controls, random channels with uniform widths:
 {controls}
 
 On the ResNets the ladder gives most, and fine-tuned alone the two tools are close to each other; on MobileNetV2 the choice of
-channels counts as well; the VGG-style network doesn't tell them apart: unpruned and trained as much longer it has
-{vgg_longer} % (three seeds), but its half and its quarter trained from random weights {vgg_scratch_half} and {vgg_scratch} % (one
-seed each). It hadn't been trained out before it was pruned, and then pruning is worth little: train it, or a small one, first.
-`lasso` asks for images without labels and does as well as `taylor` on the ResNets and the VGG-style network; on MobileNetV2 at a
-quarter its scores, divided by what a channel costs, left 8 channels to the first residual streams and {mobilenet_lasso} %; with
-uniform widths, which `auto` takes for it, it was {mobilenet_lasso_uniform} % (one seed each). It needs scikit-learn, and what
-only transposed convolutions read it can't score. Over all layers `l1` keeps
-{l1_global} % on ResNet-20 at a quarter, with uniform widths {l1_uniform} % (one seed). Distillation needs a teacher worth
-learning from, which the VGG-style network isn't.
-MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} % by `taylor` and `global_per_cost`
-(three seeds). One seed each: {cats_uniform} % with `l1` and uniform widths, {cats_l1} % with `l1` over all layers,
-{cats_random} % at random; at 30 % of the multiply-adds {cats_30} % ([cats_dogs](../benchmarks/results/cats_dogs.md)).
-But raw scores over all layers can empty one: in the table of the digits network `taylor` keeps {taylor_raw} % at 50 %, where its
-older form, normalised by layer (`taylor_2016`), keeps {taylor_2016} %.
+channels counts as well. The VGG-style network is trained twice. On CIFAR-10 it had learned what it could ({vgg_before} %
+before, {vgg_cifar_longer} % trained longer); the ladder keeps {vgg_ladder_half} % at a half and {vgg_ladder} % at a quarter,
+random channels {vgg_random_half} and {vgg_random} %: a network with channels to spare, where recovery counts for more than the
+choice. On photos the table tells nothing apart: unpruned and trained as much longer it has {vgg_longer} % (three seeds), but
+its half and its quarter trained from random weights {vgg_scratch_half} and {vgg_scratch} % (one seed each). It hadn't been
+trained out before it was pruned, and then pruning is worth little: train it, or a small one, first. `lasso` asks for images
+without labels and does as well as `taylor` on the ResNets, and nearly so on the VGG-style network; on MobileNetV2 at a quarter
+its scores, divided by what a channel costs, left 8 channels to the first residual streams and {mobilenet_lasso} %; with uniform
+widths, which `auto` takes for it, it was {mobilenet_lasso_uniform} % (one seed each). It needs scikit-learn, and what only
+transposed convolutions read it can't score. Over all layers `l1` keeps {l1_global} % on ResNet-20 at a quarter, with uniform
+widths {l1_uniform} % (one seed). Distillation needs a teacher worth learning from, which the VGG-style network of the photos
+isn't. MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} % by `taylor` and
+`global_per_cost` (three seeds). One seed each: {cats_uniform} % with `l1` and uniform widths, {cats_l1} % with `l1` over all
+layers, {cats_random} % at random; at 30 % of the multiply-adds {cats_30} % ([cats_dogs](../benchmarks/results/cats_dogs.md)).
+But raw scores over all layers can empty one: in the table of the digits network `taylor` keeps {taylor_raw} % at 50 %, where
+its older form, normalised by layer (`taylor_2016`), keeps {taylor_2016} %.
 
 **5. From scratch.** On digits, half of the multiply-adds and as much computation: {scratch} % from scratch, {tuned} %
 fine-tuned by `l1`, {fpgm_trained} % by `fpgm` during training, {slimming} % by Network Slimming on so short a schedule (three
@@ -88,9 +91,8 @@ over all layers, five seeds; right after the removal and behind 50 steps of fine
 ([criteria_digits_no_batch_norm](../benchmarks/results/criteria_digits_no_batch_norm.md)).
 
 **Without any training behind the cut**, ResRep is the method that was made for it: {resrep} % on digits at half of the
-multiply-adds, where the same penalty without its resetting of gradients keeps {penalty} % and `l1` {resrep_l1} % (three seeds,
-`benchmarks/results/resrep.json`).
-"""
+multiply-adds, where the same penalty without its resetting of gradients keeps {penalty} % and `l1` {resrep_l1} %
+({resrep_seeds} seeds, `benchmarks/results/resrep.json`)."""
 
 
 def page() -> str:
@@ -162,8 +164,23 @@ def _head_to_head() -> dict[str, str]:
     lasso = {"mobilenet_lasso": "lasso-ladder", "mobilenet_lasso_uniform": "lasso-uniform-ladder"}
     found |= {key: _percent(mobilenet[row, 4]) for key, row in lasso.items()}
     found |= {"vgg_longer": _percent(controls["longer", 2])}
+    found |= _trained_out()
     found |= {"vgg_scratch_half": _percent(controls["scratch-e", 2]), "vgg_scratch": _percent(controls["scratch-e", 4])}
     return {**found, "head_to_head": _side_by_side(METHODS), "controls": _side_by_side(CONTROLS)}
+
+
+def _trained_out() -> dict[str, str]:
+    """The VGG-style network on CIFAR-10: before, and as its rows are behind recovery."""
+    rows = {(row["row"], row["ratio"]): row for row in _read("head_to_head_vgg_cifar10")["rows"]}
+    names = {
+        "vgg_cifar_longer": ("longer", 2),
+        "vgg_ladder_half": ("taylor-ladder", 2),
+        "vgg_ladder": ("taylor-ladder", 4),
+        "vgg_random_half": ("random", 2),
+        "vgg_random": ("random", 4),
+    }
+    found = {key: _percent(rows[row]["after"]["mean"]) for key, row in names.items()}
+    return {**found, "vgg_before": _percent(rows["longer", 2]["before"]["mean"])}
 
 
 METHODS = {
@@ -186,7 +203,13 @@ CONTROLS = {
 
 def _side_by_side(shown: Mapping[str, str]) -> str:
     """These rows of all head-to-head tables there are, at all their ratios."""
-    tables = {"ResNet-20": "resnet20", "ResNet-56": "resnet56", "MobileNetV2": "mobilenet_v2", "VGG-style": "vgg"}
+    tables = {
+        "ResNet-20": "resnet20",
+        "ResNet-56": "resnet56",
+        "MobileNetV2": "mobilenet_v2",
+        "VGG-style, CIFAR-10": "vgg_cifar10",
+        "VGG-style, photos": "vgg",
+    }
     shares = {2: "a half", 3: "a third", 4: "a quarter"}
     lines = ["| | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
     for title, name in tables.items():
@@ -242,9 +265,10 @@ def _tables() -> dict[str, str]:
 
 
 def _resrep() -> dict[str, str]:
-    rows = _read("resrep")["rows"]
+    tree = _read("resrep")
     names = {"resrep": "gradient resetting", "penalty": "penalty alone", "resrep_l1": "plain training, L1"}
-    return {key: _percent(rows[row]["after"]["mean"]) for key, row in names.items()}
+    found = {key: _percent(tree["rows"][row]["after"]["mean"]) for key, row in names.items()}
+    return {**found, "resrep_seeds": str(tree["seeds"])}
 
 
 def main() -> None:
