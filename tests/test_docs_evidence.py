@@ -54,7 +54,8 @@ def test_another_figure_is_another_verdict(generator: ModuleType, tmp_path: Path
     (tmp_path / "results" / "resrep.json").write_text(json.dumps(tree))
     monkeypatch.setattr(generator, "BENCHMARKS", tmp_path)
     assert "So far, of 1 claims: 1 reproduced." in generator.page()
-    tree["rows"]["gradient resetting"]["after"]["values"] = [0.9, 0.9, 0.9]
+    after = tree["rows"]["gradient resetting"]["after"]
+    after["values"] = [0.9] * len(after["values"])
     (tmp_path / "results" / "resrep.json").write_text(json.dumps(tree))
     assert "So far, of 1 claims: 1 not reproduced." in generator.page()
 
