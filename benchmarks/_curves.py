@@ -1,4 +1,4 @@
-"""Accuracy over cost as an SVG: a line for every row, a band of one deviation around the best of each side."""
+"""Accuracy over cost as an SVG: a line for each of the best rows, a band of one deviation around the best of each side."""
 
 from __future__ import annotations
 
@@ -25,9 +25,17 @@ class Curve:
 
 
 def curves(title: str, unit: str, drawn: Sequence[Curve]) -> str:
-    """The picture; rows are named at the right, in the order of their accuracy at the lowest cost."""
-    costs = [x for curve in drawn for x, _, _ in curve.points]
-    values = [y + sign * spread for curve in drawn for _, y, spread in curve.points for sign in (-1, 1)]
+    """The picture; rows are named at the right, in the order of their accuracy at the lowest cost.
+
+    Of each side as many of the best as there are dashes: lines that look alike can't be told apart. What is left out is said
+    behind the unit.
+    """
+    best = sorted(drawn, key=lambda curve: -min(curve.points)[1])
+    sides = {side: [curve for curve in best if curve.side == side][: len(DASHES)] for side in COLOURS}
+    ordered = [curve for curve in best if curve in sides[curve.side]]
+    unit += f"; the best {len(DASHES)} rows of each side" * (len(ordered) < len(drawn))
+    costs = [x for curve in ordered for x, _, _ in curve.points]
+    values = [y + sign * spread for curve in ordered for _, y, spread in curve.points for sign in (-1, 1)]
     ticks = _ticks(min(values), max(values))
     low, high = ticks[0], ticks[-1]
     span, width = (high - low) or 1.0, (max(costs) - min(costs)) or 1.0
@@ -35,8 +43,7 @@ def curves(title: str, unit: str, drawn: Sequence[Curve]) -> str:
     def at(x: float, y: float) -> str:
         return f"{LEFT + WIDE * (x - min(costs)) / width:.1f},{TOP + HIGH * (1 - (y - low) / span):.1f}"
 
-    ordered = sorted(drawn, key=lambda curve: -min(curve.points)[1])
-    banded = [c for side in COLOURS for c in [c for c in ordered if c.side == side][:BANDS]]
+    banded = [curve for own in sides.values() for curve in own[:BANDS]]
     parts = [f'<text x="12" y="24" font-size="14" font-weight="600">{escape(title)}</text>']
     for value in ticks:
         y = at(min(costs), value).split(",")[1]
@@ -50,8 +57,8 @@ def curves(title: str, unit: str, drawn: Sequence[Curve]) -> str:
         edge = [at(x, y + spread) for x, y, spread in points] + [at(x, y - spread) for x, y, spread in reversed(points)]
         parts.append(f'<polygon points="{" ".join(edge)}" fill="{COLOURS[curve.side]}" fill-opacity="0.12"/>')
     for i, curve in enumerate(ordered):
-        nth = [c for c in ordered if c.side == curve.side].index(curve)
-        style = f'stroke="{COLOURS[curve.side]}" stroke-dasharray="{DASHES[nth % len(DASHES)]}" fill="none" stroke-width="1.6"'
+        dash = DASHES[sides[curve.side].index(curve)]
+        style = f'stroke="{COLOURS[curve.side]}" stroke-dasharray="{dash}" fill="none" stroke-width="1.6"'
         parts.append(f'<polyline points="{" ".join(at(x, y) for x, y, _ in sorted(curve.points))}" {style}/>')
         dots = [at(x, y).split(",") for x, y, _ in curve.points]
         parts += [f'<circle cx="{x}" cy="{y}" r="2.4" fill="{COLOURS[curve.side]}"/>' for x, y in dots]

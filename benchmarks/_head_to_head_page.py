@@ -142,7 +142,7 @@ def percent(figure: Mapping[str, Any] | None) -> str:
 def points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float, float]]:
     """Share of the multiply-adds, accuracy behind recovery and its deviation, all in percent, at every ratio.
 
-    Only where the row has as many seeds as any: thirty lines can't be told apart, and one seed has no band.
+    Only where the row has as many seeds as any: a row that was looked at with one has no band.
     """
     most = max(len(row["seeds"]) for row in rows)
     own = [row for row in rows if row["row"] == name and len(row["seeds"]) == most]

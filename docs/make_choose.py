@@ -65,17 +65,19 @@ before, {vgg_cifar_longer} % trained longer); the ladder keeps {vgg_ladder_half}
 random channels {vgg_random_half} and {vgg_random} %: a network with channels to spare, where recovery counts for more than the
 choice. On photos the table tells nothing apart: unpruned and trained as much longer it has {vgg_longer} % (three seeds), but
 its half and its quarter trained from random weights {vgg_scratch_half} and {vgg_scratch} % (one seed each). It hadn't been
-trained out before it was pruned, and then pruning is worth little: train it, or a small one, first. `lasso` asks for images
-without labels and does as well as `taylor` on the ResNets, and nearly so on the VGG-style network; on MobileNetV2 at a quarter
-its scores, divided by what a channel costs, left 8 channels to the first residual streams and {mobilenet_lasso} %; with uniform
-widths, which `auto` takes for it, it was {mobilenet_lasso_uniform} % (one seed each). It needs scikit-learn, and what only
-transposed convolutions read it can't score. Over all layers `l1` keeps {l1_global} % on ResNet-20 at a quarter, with uniform
-widths {l1_uniform} % (one seed). Distillation needs a teacher worth learning from, which the VGG-style network of the photos
-isn't. MobileNetV2 at half of its multiply-adds, twelve epochs with distillation: {cats_taylor} % by `taylor` and
-`global_per_cost` (three seeds). One seed each: {cats_uniform} % with `l1` and uniform widths, {cats_l1} % with `l1` over all
-layers, {cats_random} % at random; at 30 % of the multiply-adds {cats_30} % ([cats_dogs](../benchmarks/results/cats_dogs.md)).
-But raw scores over all layers can empty one: in the table of the digits network `taylor` keeps {taylor_raw} % at 50 %, where
-its older form, normalised by layer (`taylor_2016`), keeps {taylor_2016} %.
+trained out before it was pruned, and then pruning is worth little: train it, or a small one, first.
+
+`lasso` asks for images without labels and does as well as `taylor` on the ResNets; on the VGG-style network on CIFAR-10 at a
+quarter it is behind, with {vgg_lasso} % after the same ladder; on MobileNetV2 at a quarter its scores, divided by what a
+channel costs, left 8 channels to the first residual streams and {mobilenet_lasso} %; with uniform widths, which `auto` takes
+for it, it was {mobilenet_lasso_uniform} % (one seed each). It needs scikit-learn, and what only transposed convolutions read it
+can't score. Over all layers `l1` keeps {l1_global} % on ResNet-20 at a quarter, with uniform widths {l1_uniform} % (one seed).
+Distillation needs a teacher worth learning from, which the VGG-style network of the photos isn't. MobileNetV2 at half of its
+multiply-adds, twelve epochs with distillation: {cats_taylor} % by `taylor` and `global_per_cost` (three seeds). One seed each:
+{cats_uniform} % with `l1` and uniform widths, {cats_l1} % with `l1` over all layers, {cats_random} % at random; at 30 % of the
+multiply-adds {cats_30} % ([cats_dogs](../benchmarks/results/cats_dogs.md)). But raw scores over all layers can empty one: in
+the table of the digits network `taylor` keeps {taylor_raw} % at 50 %, where its older form, normalised by layer
+(`taylor_2016`), keeps {taylor_2016} %.
 
 **5. From scratch.** On digits, half of the multiply-adds and as much computation: {scratch} % from scratch, {tuned} %
 fine-tuned by `l1`, {fpgm_trained} % by `fpgm` during training, {slimming} % by Network Slimming on so short a schedule (three
@@ -92,7 +94,8 @@ over all layers, five seeds; right after the removal and behind 50 steps of fine
 
 **Without any training behind the cut**, ResRep is the method that was made for it: {resrep} % on digits at half of the
 multiply-adds, where the same penalty without its resetting of gradients keeps {penalty} % and `l1` {resrep_l1} %
-({resrep_seeds} seeds, `benchmarks/results/resrep.json`)."""
+({resrep_seeds} seeds, `benchmarks/results/resrep.json`).
+"""
 
 
 def page() -> str:
@@ -156,31 +159,27 @@ def _recovery() -> dict[str, str]:
 
 
 def _head_to_head() -> dict[str, str]:
-    rows = {row["row"]: row["after"]["mean"] for row in _read("head_to_head_resnet20")["rows"] if row["ratio"] == 4}
-    names = {"ladder": "taylor-ladder", "l1_uniform": "l1-uniform", "l1_global": "l1-global"}
-    controls = {(row["row"], row["ratio"]): row["after"]["mean"] for row in _read("head_to_head_vgg")["rows"]}
-    mobilenet = {(row["row"], row["ratio"]): row["after"]["mean"] for row in _read("head_to_head_mobilenet_v2")["rows"]}
-    found = {key: _percent(rows[row]) for key, row in names.items()}
-    lasso = {"mobilenet_lasso": "lasso-ladder", "mobilenet_lasso_uniform": "lasso-uniform-ladder"}
-    found |= {key: _percent(mobilenet[row, 4]) for key, row in lasso.items()}
-    found |= {"vgg_longer": _percent(controls["longer", 2])}
-    found |= _trained_out()
-    found |= {"vgg_scratch_half": _percent(controls["scratch-e", 2]), "vgg_scratch": _percent(controls["scratch-e", 4])}
-    return {**found, "head_to_head": _side_by_side(METHODS), "controls": _side_by_side(CONTROLS)}
-
-
-def _trained_out() -> dict[str, str]:
-    """The VGG-style network on CIFAR-10: before, and as its rows are behind recovery."""
-    rows = {(row["row"], row["ratio"]): row for row in _read("head_to_head_vgg_cifar10")["rows"]}
     names = {
-        "vgg_cifar_longer": ("longer", 2),
-        "vgg_ladder_half": ("taylor-ladder", 2),
-        "vgg_ladder": ("taylor-ladder", 4),
-        "vgg_random_half": ("random", 2),
-        "vgg_random": ("random", 4),
+        "ladder": ("resnet20", "taylor-ladder", 4),
+        "l1_uniform": ("resnet20", "l1-uniform", 4),
+        "l1_global": ("resnet20", "l1-global", 4),
+        "mobilenet_lasso": ("mobilenet_v2", "lasso-ladder", 4),
+        "mobilenet_lasso_uniform": ("mobilenet_v2", "lasso-uniform-ladder", 4),
+        "vgg_longer": ("vgg", "longer", 2),
+        "vgg_scratch_half": ("vgg", "scratch-e", 2),
+        "vgg_scratch": ("vgg", "scratch-e", 4),
+        "vgg_cifar_longer": ("vgg_cifar10", "longer", 2),
+        "vgg_ladder_half": ("vgg_cifar10", "taylor-ladder", 2),
+        "vgg_ladder": ("vgg_cifar10", "taylor-ladder", 4),
+        "vgg_lasso": ("vgg_cifar10", "lasso-ladder", 4),
+        "vgg_random_half": ("vgg_cifar10", "random", 2),
+        "vgg_random": ("vgg_cifar10", "random", 4),
     }
-    found = {key: _percent(rows[row]["after"]["mean"]) for key, row in names.items()}
-    return {**found, "vgg_before": _percent(rows["longer", 2]["before"]["mean"])}
+    trees = {table: _read(f"head_to_head_{table}")["rows"] for table, _, _ in names.values()}
+    rows = {(table, row["row"], row["ratio"]): row for table, own in trees.items() for row in own}
+    found = {key: _percent(rows[place]["after"]["mean"]) for key, place in names.items()}
+    found["vgg_before"] = _percent(rows["vgg_cifar10", "longer", 2]["before"]["mean"])
+    return {**found, "head_to_head": _side_by_side(METHODS), "controls": _side_by_side(CONTROLS)}
 
 
 METHODS = {

@@ -6,12 +6,11 @@ files and of the JSON that their commands left.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prunus.claims import Claim, load_claims
-from prunus.files import write_atomically
+from prunus.files import read_json_file, write_atomically
 from prunus.laboratory.verdicts import Verdict, judge, limits, spread
 from prunus.recipe_text import read_toml
 
@@ -165,9 +164,9 @@ def _results(claims: Mapping[str, Claim], verdicts: Mapping[str, Verdict]) -> It
 
 def _share(result: str) -> str:
     """How many of the parts that a table has were run, where its result tells."""
-    tree = json.loads((BENCHMARKS / "results" / result).read_text(encoding="utf-8"))
-    planned = tree.get("planned", 0)
-    return f"; {len(tree['parts'])} of {planned} parts were run" if planned > len(tree.get("parts", ())) else ""
+    tree = read_json_file(BENCHMARKS / "results" / result)
+    made, planned = len(tree.get("parts", ())), tree.get("planned", 0)
+    return f"; {made} of {planned} parts were run" if made < planned else ""
 
 
 def _plots(claims: Mapping[str, Claim]) -> Iterator[str]:

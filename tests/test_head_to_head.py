@@ -191,6 +191,16 @@ def test_curves_are_a_picture() -> None:
     assert "control<2>" in [text.text for text in tree.findall(f"{space}text")]
 
 
+def test_lines_that_would_look_alike_are_left_out_and_the_picture_says_so() -> None:
+    curves = module("_curves")
+    most = len(curves.DASHES)
+    drawn = [curves.Curve(f"row-{i:02}", "prunus", [(25, 60 + i, 1), (50, 80 + i, 2)]) for i in range(most + 3)]
+    told, whole = curves.curves("a title", "a unit", drawn), curves.curves("a title", "a unit", drawn[3:])
+    assert f"a unit; the best {most} rows of each side" in told and "the best" not in whole
+    assert told.count("<polyline") == whole.count("<polyline") == most
+    assert "row-02" not in told and "row-03" in told
+
+
 def test_ticks_are_round_and_labels_keep_apart() -> None:
     curves = module("_curves")
     assert curves._ticks(53.9, 83.9) == [50, 60, 70, 80, 90]
