@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,10 +36,16 @@ def summary(row: Row, ratio: int, parts: Mapping[str, Mapping[str, Any]]) -> dic
     for name in FIGURES:
         values = [part[name] for part in own if part[name] is not None]
         found[name] = spread(values) if values else None
-    found["seconds"] = {what: spread([part["seconds"][what] for part in own]) for what in ("pruning", "recovery")}
+    timed = [part["seconds"] for part in own if part["cpu"] == machines(parts)[0]]  # seconds of two machines have no mean
+    found["seconds"] = {what: spread([took[what] for took in timed]) for what in ("pruning", "recovery")} if timed else None
     found["equal_macs"] = row.by == "control" or all(abs(part["macs_kept"] * ratio - 1) <= 0.0101 for part in own)
     found["bases"] = {str(part["seed"]): part["base"] for part in own}
     return found
+
+
+def machines(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Processors on which parts were made, the one of most first."""
+    return [name for name, _ in Counter(part["cpu"] for part in parts.values()).most_common()]
 
 
 def mixed_bases(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -101,10 +108,12 @@ def page(tree: Mapping[str, Any]) -> str:
         share = f"1 / {row['ratio']}" if row["way"] != "longer" else "1"
         macs = f"{row['macs']['mean'] / 1e6:.2f}" + ("" if row["equal_macs"] else " (not equal)")
         figures = [percent(row["before"]), percent(row["after"]), macs, f"{row['parameters']['mean'] / 1e6:.3f}"]
-        times = ["" if took is None else f"{took['median_ms']:.2f}", *(f"{v['mean']:.0f}" for v in row["seconds"].values())]
+        seconds = ["", ""] if row["seconds"] is None else [f"{v['mean']:.0f}" for v in row["seconds"].values()]
+        times = ["" if took is None else f"{took['median_ms']:.2f}", *seconds]
         cells.append([share, row["row"], side(row), str(len(row["seeds"])), *figures, *times])
+    first, *others = machines(tree["parts"])
     about = (
-        f"Made by `{tree['command']}` on {tree['environment']['cpu']}, torch {tree['environment']['torch']}, {tree['peer']}; "
+        f"Made by `{tree['command']}` on {first}, torch {tree['environment']['torch']}, {tree['peer']}; "
         f"mean ± standard deviation over the seeds, last epoch, {tree['epochs']} epochs of recovery for every row. Best rows "
         "of each side are chosen by validation images, among those with the most seeds, and compared on the test images."
     )
@@ -112,7 +121,11 @@ def page(tree: Mapping[str, Any]) -> str:
     notes = [] if longer is None else [f"Unpruned, before any recovery: {percent(longer['before'])} %."]
     if "full" in tree.get("latency", {}):
         full = tree["latency"]["full"]["median_ms"]
-        notes.append(f"Latency of one image on one thread, all in turn, of the first seed; unpruned {full:.2f} ms.")
+        where = tree["latency_environment"]["cpu"]
+        notes.append(f"Latency of one image on one thread of {where}, all in turn, of the first seed; unpruned {full:.2f} ms.")
+    if others:
+        elsewhere = sum(part["cpu"] != first for part in tree["parts"].values())
+        notes.append(f"{elsewhere} of {len(tree['parts'])} parts were made on {' and '.join(others)}: seconds leave them out.")
     if mixed := mixed_bases(tree["rows"]):
         notes.append(
             f"Rows of seed {', '.join(mixed)} don't all stand on the same trained network: it was trained again on another day."

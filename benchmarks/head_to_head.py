@@ -98,11 +98,10 @@ class HeadToHead:
         return found.hexdigest()[:16]
 
     def kept(self, row: Row, ratio: int, seed: int) -> dict[str, Any] | None:
-        """The part's figures, if they are those that it would have today."""
+        """The part's figures, if they are those that it would have today; a stored part isn't replaced by one made again."""
         file, stored = self.file(row, ratio, seed), RESULTS / f"head_to_head_{self.table.name}.json"
-        places = [json.loads(file.read_text())] if file.exists() else []
-        if stored.exists() and not self.pilot:
-            places.append(json.loads(stored.read_text())["parts"].get(file.stem, {}))
+        places = [json.loads(stored.read_text())["parts"].get(file.stem, {})] if stored.exists() and not self.pilot else []
+        places += [json.loads(file.read_text())] if file.exists() else []
         wanted = self.fingerprint(row, ratio, seed)
         return next((found for found in places if found.get("fingerprint") == wanted), None)
 
@@ -111,17 +110,18 @@ class HeadToHead:
         row = self.rows[name]
         recipe = self.table.recipe_of(seed, self.places, self.more)
         part = Part(self.table, row, ratio, recipe, self.folder)
-        found = {"fingerprint": self.fingerprint(row, ratio, seed), "row": name, "ratio": ratio, "seed": seed, **part.made()}
+        about = {"fingerprint": self.fingerprint(row, ratio, seed), "row": name, "ratio": ratio, "seed": seed}
+        found = {**about, "cpu": environment()["cpu"], **part.made()}
         write_atomically(self.file(row, ratio, seed), json.dumps(found).encode())
         return found
 
     def make(self, jobs: int) -> None:
         """Everything that isn't there yet, then the table."""
-        for seed in self.table.seeds:  # rows share these: they are made before any part
+        waiting = [part for part in self.parts() if self.wanted(*part) and self.kept(*part) is None]
+        for seed in sorted({seed for _, _, seed in waiting}):  # rows share these: they are made before any part
             recipe = self.table.recipe_of(seed, self.places, self.more)
             if not (self.folder / f"base-{seed}.prunus").exists():
                 Part(self.table, next(iter(self.rows.values())), self.table.ratios[0], recipe, self.folder).base()
-        waiting = [part for part in self.parts() if self.wanted(*part) and self.kept(*part) is None]
         copied = self.rows[self.table.scratch_of]  # its networks are what scratch controls train anew: figures alone don't do
         for _, ratio, seed in [part for part in waiting if part[0].way.startswith("scratch")]:
             if (copied, ratio, seed) not in waiting and not self.file(copied, ratio, seed).with_suffix(".safetensors").exists():
@@ -156,7 +156,7 @@ class HeadToHead:
         path = RESULTS / f"head_to_head_{self.table.name}.json"
         old = json.loads(path.read_text()) if path.exists() else {}
         about = {"command": f"python benchmarks/head_to_head.py {self.table.name}", "environment": environment()}
-        kept = {"latency": old["latency"]} if "latency" in old else {}
+        kept = {name: old[name] for name in ("latency", "latency_environment") if name in old}
         compared = [found for ratio in self.table.ratios if (found := compare(rows, ratio))]
         tree = {
             **about,
@@ -167,7 +167,7 @@ class HeadToHead:
             "compared": compared,
         }
         write_atomically(path, (json.dumps({**tree, "parts": parts, **kept}, indent=1) + "\n").encode())
-        write_atomically(path.with_suffix(".md"), page({**tree, **kept}).encode())
+        write_atomically(path.with_suffix(".md"), page({**tree, "parts": parts, **kept}).encode())
         drawn = [Curve(name, side(row), points(rows, name)) for name, row in self.rows.items() if len(points(rows, name)) > 1]
         if drawn:
             svg = curves(f"{self.table.name}: test accuracy behind equal recovery, %", "share of the multiply-adds, %", drawn)
@@ -194,6 +194,7 @@ class HeadToHead:
         tree["latency"] = {
             name: {"median_ms": took.median_ms, "p10_ms": took.p10_ms, "p90_ms": took.p90_ms} for name, took in found.items()
         }
+        tree["latency_environment"] = environment()
         write_atomically(path, (json.dumps(tree, indent=1) + "\n").encode())
         write_atomically(path.with_suffix(".md"), page(tree).encode())
 

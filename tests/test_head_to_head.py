@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -149,10 +150,52 @@ def test_a_part_says_whether_its_cost_is_that_of_the_others() -> None:
     page = module("_head_to_head_page")
     row = module("_head_to_head").Row("peer", "torch-pruning", "l1")
     figures = {"before": 0.1, "after": 0.5, "validation": 0.5, "macs": 50, "parameters": 5}
-    part = {"row": "peer", "ratio": 2, "seed": 0, "base": "a", **figures, "seconds": {"pruning": 1.0, "recovery": 2.0}}
+    part = {
+        "row": "peer",
+        "ratio": 2,
+        "seed": 0,
+        "cpu": "x",
+        "base": "a",
+        **figures,
+        "seconds": {"pruning": 1.0, "recovery": 2.0},
+    }
     assert page.summary(row, 2, {"a": {**part, "macs_kept": 0.504}})["equal_macs"]
     assert not page.summary(row, 2, {"a": {**part, "macs_kept": 0.504}, "b": {**part, "macs_kept": 0.51}})["equal_macs"]
     assert page.summary(row, 4, {"a": {**part, "macs_kept": 0.504}}) is None
+
+
+def test_seconds_of_two_processors_have_no_mean() -> None:
+    page = module("_head_to_head_page")
+    row = module("_head_to_head").Row("longer", "control", "longer")
+    figures = {"before": 0.1, "after": 0.5, "validation": 0.5, "macs": 50, "parameters": 5, "macs_kept": 1.0}
+    part = {"row": "longer", "ratio": 2, "base": "a", **figures}
+    slow = {**part, "cpu": "slow", "seconds": {"pruning": 1.0, "recovery": 30.0}}
+    fast = {**part, "cpu": "fast", "seconds": {"pruning": 1.0, "recovery": 10.0}}
+    parts = {"0": {**slow, "seed": 0}, "1": {**slow, "seed": 1}, "2": {**fast, "seed": 2}}
+    assert page.machines(parts) == ["slow", "fast"]
+    found = page.summary(row, 2, parts)
+    assert found["seconds"]["recovery"]["values"] == [30.0, 30.0] and len(found["after"]["values"]) == 3
+    other = {**parts, "3": {**fast, "seed": 3, "row": "random"}}
+    alone = page.summary(module("_head_to_head").Row("random", "prunus", "random"), 2, other)
+    assert alone["seconds"] is None
+    told = {"command": "c", "environment": {"torch": "2"}, "peer": "p", "epochs": 4, "compared": [], "parts": other}
+    text = page.page({**told, "rows": [found, alone]})
+    assert "on slow, torch 2" in text and "2 of 4 parts were made on fast: seconds leave them out." in text
+    assert "| 1 | 30 |" in text and "|  |  |  |" in text
+
+
+def test_a_stored_part_is_not_replaced_by_one_made_again(tmp_path: Path) -> None:
+    """Controls from scratch need their neighbour's network: where it is made again, its stored figures stay."""
+    from argparse import Namespace
+
+    asked = {"rows": None, "ratios": None, "seeds": None}
+    chosen = Namespace(table="digits", data=[], pilot=None, folder=tmp_path, **asked)
+    work = module("head_to_head").HeadToHead(chosen)
+    row, ratio, seed = work.parts()[0]
+    stored = work.kept(row, ratio, seed)
+    assert stored is not None, "the table is complete"
+    work.file(row, ratio, seed).write_text(json.dumps({**stored, "after": 0.0}))
+    assert work.kept(row, ratio, seed) == stored
 
 
 def test_rows_on_different_trained_networks_are_named() -> None:
