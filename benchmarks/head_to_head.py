@@ -31,7 +31,7 @@ import torch
 from _criteria import RESULTS
 from _curves import Curve, curves
 from _head_to_head import Part, Row, read_tables, shaped
-from _head_to_head_page import compare, page, points, side, summary
+from _head_to_head_page import compare, machines, page, points, side, summary
 
 from prunus.export import measure_latency
 from prunus.files import write_atomically
@@ -155,7 +155,10 @@ class HeadToHead:
         rows = [found for row in self.rows.values() for ratio in self.table.ratios if (found := summary(row, ratio, parts))]
         path = RESULTS / f"head_to_head_{self.table.name}.json"
         old = json.loads(path.read_text()) if path.exists() else {}
-        about = {"command": f"python benchmarks/head_to_head.py {self.table.name}", "environment": environment()}
+        about = {
+            "command": f"python benchmarks/head_to_head.py {self.table.name}",
+            "environment": {**environment(), "cpu": " and ".join(machines(parts))},
+        }
         kept = {name: old[name] for name in ("latency", "latency_environment") if name in old}
         compared = [found for ratio in self.table.ratios if (found := compare(rows, ratio))]
         tree = {
