@@ -46,9 +46,10 @@ about {seconds} s of one core. By `taylor`: {taylor_removed} % and {taylor_recon
 {l1_quarter} and {taylor_quarter} %. Leave `recalibrate` out behind `reconstruct` unless training follows: it took {worse}
 points ([recovery](../benchmarks/results/recovery.md)).
 
-**4. Labels and an hour.** Test accuracy in percent at equal multiply-adds and equal epochs of recovery, means over the seeds in
-brackets; `taylor` and `lasso` (normalised by layer) by `global_per_cost`, torch-pruning's row the one that validation images
-chose among its own ([ResNet-20](../benchmarks/results/head_to_head_resnet20.md),
+**4. Labels and an hour.** Test accuracy in percent at the same multiply-adds, as nearly as torch-pruning's steps allow (its row
+has 4 % fewer to 6 % more; the tables mark where), and equal epochs of recovery, means over the seeds in brackets; `taylor` and
+`lasso` (normalised by layer) by `global_per_cost`, torch-pruning's row the one that validation images chose among its own
+([ResNet-20](../benchmarks/results/head_to_head_resnet20.md),
 [ResNet-56](../benchmarks/results/head_to_head_resnet56.md), [MobileNetV2](../benchmarks/results/head_to_head_mobilenet_v2.md),
 [VGG-style on CIFAR-10](../benchmarks/results/head_to_head_vgg_cifar10.md) and
 [on photos](../benchmarks/results/head_to_head_vgg.md)):
@@ -59,8 +60,9 @@ And the controls, random channels with uniform widths:
 
 {controls}
 
-On the ResNets the ladder gives most, and fine-tuned alone the two tools are close to each other; on MobileNetV2 the choice of
-channels counts as well. The VGG-style network is trained twice. On CIFAR-10 it had learned what it could ({vgg_before} %
+On ResNet-20 the ladder gives most, on ResNet-56 distillation behind recalibration, and fine-tuned alone the two tools are close
+to each other; on MobileNetV2 the choice of channels counts as well. The VGG-style network is trained
+twice. On CIFAR-10 it had learned what it could ({vgg_before} %
 before, {vgg_cifar_longer} % trained longer); the ladder keeps {vgg_ladder_half} % at a half and {vgg_ladder} % at a quarter,
 random channels {vgg_random_half} and {vgg_random} %: a network with channels to spare, where recovery counts for more than the
 choice. On photos the table tells nothing apart: unpruned and trained as much longer it has {vgg_longer} % (three seeds), but

@@ -146,6 +146,8 @@ def test_controls_of_a_trained_network_say_that_they_are_short(tmp_path: Path) -
         12,
         32,
     ]
+    short = recipe.model_copy(update={"recover": recipe.recover.model_copy(update={"rungs": ("fine-tune",), "steps": 1})})
+    assert Controls(short, trainer, residual, residual, (300, 100), 7).epochs("longer") == 3, "seven steps, three an epoch"
     assert from_scratch(recipe, trainer).lr == recipe.recover.lr
     assert "trained elsewhere" in controls._notes("scratch-b")[0] and controls._notes("longer") == []
     assert scratch_epochs(160, 1.5) == 240

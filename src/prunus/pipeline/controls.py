@@ -35,8 +35,8 @@ class Controls:
         self.recipe, self.trainer, self.small, self.full, self.macs = recipe, trainer, small, full, macs
         own = recipe.recover
         phases = rounds * sum(rung in own.rungs for rung in ("fine-tune", "distill"))
-        self.recovery = phases * trainer.epochs(own) + own.final_epochs
-        sparse = 0 if recipe.sparsity is None else rounds * trainer.epochs(recipe.sparsity)
+        self.recovery = trainer.epochs(own, phases) + own.final_epochs
+        sparse = 0 if recipe.sparsity is None else trainer.epochs(recipe.sparsity, rounds)
         self.trained = trainer.epochs(recipe.train) + sparse
 
     def run(self, name: str) -> dict[str, Any]:

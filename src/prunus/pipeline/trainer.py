@@ -142,11 +142,12 @@ class Trainer:
             epochs[log.best.epoch - 1]["kept"] = True
         return epochs
 
-    def epochs(self, settings: OptimizerConfig) -> int:
-        """Passes over the training images, the last one perhaps in part."""
+    def epochs(self, settings: OptimizerConfig, phases: int = 1) -> int:
+        """Passes over the training images in as many phases, the last pass perhaps in part: short phases add up."""
         if settings.steps is None:
-            return settings.epochs
-        return -(-settings.steps // -(-len(self.data.train) // self.recipe.data.batch_size))  # pyright: ignore[reportArgumentType]
+            return phases * settings.epochs
+        batches = -(-len(self.data.train) // self.recipe.data.batch_size)  # pyright: ignore[reportArgumentType]
+        return -(-phases * settings.steps // batches)
 
     def _distilling(self, teacher: Teacher, student: nn.Module) -> DistillationLoss:
         recover = self.recipe.recover
