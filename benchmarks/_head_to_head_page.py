@@ -36,7 +36,8 @@ def summary(row: Row, ratio: int, parts: Mapping[str, Mapping[str, Any]]) -> dic
     for name in FIGURES:
         values = [part[name] for part in own if part[name] is not None]
         found[name] = spread(values) if values else None
-    timed = [part["seconds"] for part in own if part["cpu"] == machines(parts)[0]]  # seconds of two machines have no mean
+    machine = machines(parts)[0]  # seconds of two machines have no mean
+    timed = [part["seconds"] for part in own if part["cpu"] == machine]
     found["seconds"] = {what: spread([took[what] for took in timed]) for what in ("pruning", "recovery")} if timed else None
     found["equal_macs"] = row.by == "control" or all(abs(part["macs_kept"] * ratio - 1) <= 0.0101 for part in own)
     found["bases"] = {str(part["seed"]): part["base"] for part in own}

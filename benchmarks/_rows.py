@@ -199,7 +199,9 @@ def write(table: Table) -> None:
         return
     rows = [found for row in table.rows if (found := _summary(row, parts))]
     command = f"python benchmarks/{table.name}.py"
-    _store(path, {"command": command, "environment": environment(), **table.extra, "rows": rows, "parts": parts, **_latency(old)})
+    _store(
+        path, {"command": command, "environment": environment(), **table.extra, "rows": rows, "parts": parts, **kept_latency(old)}
+    )
 
 
 def finished(table: Table) -> set[str]:
@@ -229,7 +231,8 @@ def _fingerprint(recipe: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(placeless, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _latency(old: Mapping[str, Any]) -> dict[str, Any]:
+def kept_latency(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Latencies of an older tree with the machine they were taken on: figures made anew don't void them."""
     return {name: old[name] for name in ("latency", "latency_environment") if name in old}
 
 

@@ -21,7 +21,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +32,7 @@ from _criteria import RESULTS
 from _curves import Curve, curves
 from _head_to_head import Part, Row, read_tables, shaped
 from _head_to_head_page import compare, machines, page, points, side, summary
+from _rows import kept_latency
 
 from prunus.export import measure_latency
 from prunus.files import write_atomically
@@ -159,7 +160,6 @@ class HeadToHead:
             "command": f"python benchmarks/head_to_head.py {self.table.name}",
             "environment": {**environment(), "cpu": " and ".join(machines(parts))},
         }
-        kept = {name: old[name] for name in ("latency", "latency_environment") if name in old}
         compared = [found for ratio in self.table.ratios if (found := compare(rows, ratio))]
         tree = {
             **about,
@@ -168,9 +168,10 @@ class HeadToHead:
             "planned": len(self.parts()),
             "rows": rows,
             "compared": compared,
+            "parts": parts,
+            **kept_latency(old),
         }
-        write_atomically(path, (json.dumps({**tree, "parts": parts, **kept}, indent=1) + "\n").encode())
-        write_atomically(path.with_suffix(".md"), page({**tree, "parts": parts, **kept}).encode())
+        store(path, tree)
         drawn = [Curve(name, side(row), points(rows, name)) for name, row in self.rows.items() if len(points(rows, name)) > 1]
         if drawn:
             svg = curves(f"{self.table.name}: test accuracy behind equal recovery, %", "share of the multiply-adds, %", drawn)
@@ -198,8 +199,13 @@ class HeadToHead:
             name: {"median_ms": took.median_ms, "p10_ms": took.p10_ms, "p90_ms": took.p90_ms} for name, took in found.items()
         }
         tree["latency_environment"] = environment()
-        write_atomically(path, (json.dumps(tree, indent=1) + "\n").encode())
-        write_atomically(path.with_suffix(".md"), page(tree).encode())
+        store(path, tree)
+
+
+def store(path: Path, tree: Mapping[str, Any]) -> None:
+    """The figures as JSON and, beside it, as a page to read."""
+    write_atomically(path, (json.dumps(tree, indent=1) + "\n").encode())
+    write_atomically(path.with_suffix(".md"), page(tree).encode())
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import prunus
 from prunus.sparsity import SPARSITY_METHODS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("head_to_head", "_head_to_head", "_head_to_head_page", "_curves", "_peer_pruning", "_criteria")
+MODULES = ("head_to_head", "_head_to_head", "_head_to_head_page", "_rows", "_curves", "_peer_pruning", "_criteria")
 
 
 @pytest.fixture(autouse=True)
